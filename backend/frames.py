@@ -116,7 +116,7 @@ def perpendicular(normals: np.ndarray) -> np.ndarray:
     return np.stack([1 + sign * x * x * a, sign * x * y * a, -sign * x], axis=1)
 
 
-def repair_frames(positions: np.ndarray, normals: np.ndarray, tangents: np.ndarray) -> None:
+def repair_frames(positions: np.ndarray, normals: np.ndarray, tangents: np.ndarray | None = None) -> None:
     """Make every normal and tangent a unit vector and every sign +1 or -1, in place.
 
     A missing normal comes from the triangle (or is +Z where that has no area); a missing tangent,
@@ -130,6 +130,8 @@ def repair_frames(positions: np.ndarray, normals: np.ndarray, tangents: np.ndarr
             flat = triangle_normals(positions[part])
             flat[_normalise(flat)] = (0, 0, 1)
             n[bad] = flat[bad // 3]
+        if tangents is None:
+            continue
         t = tangents[part].reshape(-1, 4)
         xyz = np.ascontiguousarray(t[:, :3])
         bad = _normalise(xyz)

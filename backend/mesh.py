@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Meshes: the job's mesh.npz into the unit sphere.
+"""Meshes: the job's mesh.npz into the unit sphere, and a model file into a job's arrays.
 
 Knows the arrays of `protocol.MESH_ARRAYS` and distrusts every byte of them; knows no textures,
 no torch and no bpy.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,9 @@ import numpy as np
 
 from addon.protocol import MESH_ARRAYS, write_beside
 
-from .frames import repair_frames, triangle_normals
-from .uv import shift_tiles
+from .frames import flat_normals, mikktspace_tangents, repair_frames, smooth_normals, triangle_normals
+from .mesh_file import MeshFileError, read_corners
+from .uv import UvError, shift_tiles, unwrap, usability
 
 MAX_TRIANGLES = 20_000_000
 
@@ -56,9 +58,8 @@ def load_job_mesh(path: Path) -> Mesh:
     arrays = _read_arrays(path)
     positions, uvs = arrays["positions"], arrays["uvs"]
     count = len(positions)
-    _refuse(positions, count, "a corner whose position is not a number or is infinite", "Delete those vertices, or "
-            "remove the modifier that makes them, then try again.")  # fmt: skip
-    _refuse(uvs, count, "a UV coordinate that is not a number or is infinite", "Unwrap the mesh again, then try again.")
+    _refuse_positions(positions)
+    _refuse(uvs, "a UV coordinate that is not a number or is infinite", "Unwrap the mesh again, then try again.")
     if not arrays["face_mask"].any():
         raise MeshError("No face of the mesh may change: the face mask is empty. Select the faces to texture.")
     center, radius = _into_unit_sphere(positions)
@@ -70,6 +71,43 @@ def load_job_mesh(path: Path) -> Mesh:
         )
     repair_frames(positions, arrays["normals"], arrays["tangents"])
     return Mesh(**arrays, center=center, radius=radius)
+
+
+def load_mesh_file(path: Path, tell: Callable[[str], None] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of protocol.MESH_ARRAYS from an .obj, .glb, .gltf or .ply file, in Blender's axes.
+
+    Normals are the file's, else smooth with edges sharper than 60 degrees kept; UVs are the file's
+    where usable, else new ones, which `tell` is told in a sentence. Raises MeshError or OSError.
+    """
+    try:
+        corners = read_corners(path)
+        positions, uvs = corners.positions, corners.uvs
+        _refuse_count(len(positions))
+        _refuse_positions(positions)
+        report = usability(uvs)
+        if report.usable:
+            shift_tiles(uvs)
+        else:
+            if tell is not None:
+                tell(f"{path.name}: {report.reason} New UVs are made; the maps fit those and not the file's own.")
+            uvs = unwrap(positions)
+    except (MeshFileError, UvError) as error:
+        raise MeshError(str(error)) from error
+    normals = corners.normals
+    missing = ~np.isfinite(normals).all(axis=2)
+    if missing.any():
+        made = smooth_normals(positions)
+        made[corners.flat] = flat_normals(positions[corners.flat])
+        normals[missing] = made[missing]
+    repair_frames(positions, normals)
+    return {
+        "positions": positions,
+        "normals": normals,
+        "tangents": mikktspace_tangents(positions, normals, uvs),
+        "uvs": uvs,
+        "material_slot": np.zeros(len(positions), np.int32),
+        "face_mask": np.ones(len(positions), bool),
+    }
 
 
 def save_job_mesh(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -134,26 +172,35 @@ def _check_kind(name: str, shape: tuple[int, ...], dtype: np.dtype, count: int |
     if len(shape) != 1 + len(behind) or shape[1:] != behind or (count is not None and shape[0] != count):
         expected = ("F" if count is None else count, *behind)
         raise MeshError(f"The mesh array {name} has the shape {shape} instead of ({', '.join(map(str, expected))}).")
-    if shape[0] == 0:
-        raise MeshError("The mesh has no faces. Choose an object with a surface.")
-    if shape[0] > MAX_TRIANGLES:
-        raise MeshError(
-            f"The mesh has {shape[0]:,} triangles; at most {MAX_TRIANGLES:,} can be textured. Add a Decimate modifier."
-        )
+    _refuse_count(shape[0])
     return shape[0]
+
+
+def _refuse_count(count: int) -> None:
+    if count == 0:
+        raise MeshError("The mesh has no faces. Choose an object with a surface.")
+    if count > MAX_TRIANGLES:
+        raise MeshError(
+            f"The mesh has {count:,} triangles; at most {MAX_TRIANGLES:,} can be textured. Add a Decimate modifier."
+        )
 
 
 # --- checking and repairing values ------------------------------------------------------------
 
 
-def _refuse(values: np.ndarray, count: int, what: str, advice: str) -> None:
-    # A sum is not finite when one of its terms is not (or when it overflows: looked at closely then).
+def _refuse_positions(positions: np.ndarray) -> None:
+    advice = "Delete those vertices, or remove the modifier that makes them, then try again."
+    _refuse(positions, "a corner whose position is not a number or is infinite", advice)
+
+
+def _refuse(values: np.ndarray, what: str, advice: str) -> None:
+    # The sum is finite when all of its terms are, save for overflow: only then look at each.
     if np.isfinite(values.sum(dtype=np.float64)):
         return
     bad = int((~np.isfinite(values)).any(axis=(1, 2)).sum())
     if bad:
-        plural = "has" if bad == 1 else "have"
-        raise MeshError(f"{bad} of the mesh's {count} triangles {plural} {what}. {advice}")
+        verb = "has" if bad == 1 else "have"
+        raise MeshError(f"{bad} of the mesh's {len(values)} triangles {verb} {what}. {advice}")
 
 
 def _into_unit_sphere(positions: np.ndarray) -> tuple[np.ndarray, float]:
