@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The built-in prior's network: a diffusers UNet on pixel blocks, and its word table.
+
+`Conditioner` turns word numbers and the picture's scale into the vector that the UNet takes in place
+of a class embedding. Knows tensors; it does not know prompts, pictures on disk or schedules.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from torch import Tensor, nn
+
+from .conditions import BLOCK, CONDITION_CHANNELS
+
+WORD_WIDTH = 192
+
+
+def new_unet(widths: tuple[int, int, int] = (128, 160, 160), layers: int = 1, size: int = 64) -> UNet2DModel:
+    return UNet2DModel(
+        sample_size=size // BLOCK,
+        in_channels=(3 + CONDITION_CHANNELS) * BLOCK**2,
+        out_channels=3 * BLOCK**2,
+        block_out_channels=widths,
+        layers_per_block=layers,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=32,
+        norm_num_groups=16,
+        class_embed_type="identity",
+        resnet_time_scale_shift="scale_shift",
+        add_attention=True,
+    )
+
+
+def new_scheduler() -> DDPMScheduler:
+    return DDPMScheduler(
+        num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False
+    )
+
+
+class Conditioner(nn.Module):
+    """Word numbers (B, K), -1 for none, and scale (B,) -> embedding (B, width)."""
+
+    def __init__(self, words: int, width: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(words + 1, WORD_WIDTH)  # the last row stands for "no word"
+        self.mix = nn.Sequential(
+            nn.Linear(WORD_WIDTH + 3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
+        )
+
+    def forward(self, numbers: Tensor, scale: Tensor) -> Tensor:
+        # The order of words is free, so their embeddings are summed.
+        known = self.words(numbers.clamp(min=0)) * (numbers >= 0)[..., None]
+        nothing = self.words.weight[-1] * (numbers < 0).all(1, keepdim=True)
+        features = torch.stack((scale, torch.sin(scale * 3), torch.cos(scale * 3)), dim=1)
+        return self.mix(torch.cat((known.sum(1) + nothing, features), dim=1))
+
+
+def predict_v(unet: UNet2DModel, noisy: Tensor, condition: Tensor, timestep: Tensor, embedding: Tensor) -> Tensor:
+    """v (B, 3, H, W) for noisy pictures (B, 3, H, W) and conditions (B, 25, H, W)."""
+    blocks = nn.functional.pixel_unshuffle(torch.cat((noisy, condition), dim=1), BLOCK)
+    return nn.functional.pixel_shuffle(unet(blocks, timestep, class_labels=embedding).sample, BLOCK)
