@@ -16,6 +16,7 @@ missing, extra or wrongly typed field raises `ProtocolError` naming the field.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -432,6 +433,42 @@ def write_beside(path: Path, content: bytes) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def take_lock(path: Path, content: str) -> int | None:
+    """Take the OS lock on `path` and write `content` into it; the open file descriptor, None if another holds it.
+
+    The lock ends with `release_lock` or with the process, however it dies. The file itself stays: removing it
+    would let two processes hold locks on two files of one name.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if os.name == "nt":
+            import msvcrt  # exists on Windows only
+
+            # A byte far behind the content: Windows forbids others to read what is locked.
+            os.lseek(descriptor, 1 << 30, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+        else:
+            import fcntl  # does not exist on Windows
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    with contextlib.suppress(OSError):  # a full disk: the lock holds, only its holder stays unnamed
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, content.encode())
+    return descriptor
+
+
+def release_lock(descriptor: int) -> None:
+    """Give back a lock of `take_lock`."""
+    os.close(descriptor)
 
 
 def append_line(path: Path, message: object) -> None:

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: `python -m backend serve | run | texture | doctor | evaluate`.
+
+Knows arguments, exit codes and one-sentence errors; the work is done elsewhere. Everything heavy is imported
+by the command that needs it, so that the process answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+from addon import protocol
+
+from . import job
+
+
+class UsageError(Exception):
+    """The command cannot be carried out; the text is one sentence for a person, `exit_code` says it to a script."""
+
+    def __init__(self, message: str, exit_code: int = protocol.EXIT_BAD_REQUEST) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Carry out one command line and return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except (UsageError, job.CannotTell) as error:
+        print(f"patina: {error}", file=sys.stderr)
+        return error.exit_code
+    except protocol.ProtocolError as error:
+        print(f"patina: {error}", file=sys.stderr)
+        return protocol.EXIT_BAD_REQUEST
+    except ImportError as error:
+        print(f"patina: {job.failure_of(error).message} Try: python build.py backend -- doctor", file=sys.stderr)
+        return protocol.EXIT_FAILED
+    except (OSError, MemoryError) as error:
+        failure = job.failure_of(error)
+        print(f"patina: {error if failure.kind == 'internal' else failure.message}", file=sys.stderr)
+        return protocol.FAILURE_KINDS[failure.kind]
+    except KeyboardInterrupt:
+        print("patina: interrupted", file=sys.stderr)
+        return protocol.EXIT_CANCELLED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m backend", description="Patina's texturing backend.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="obey commands on stdin (started by Blender)")
+    serve.add_argument("--home", type=Path, required=True, help="folder for the sign of life and the log")
+    serve.add_argument("--device-lock", type=Path, help="file whose lock makes workers queue for the device")
+    serve.set_defaults(command=_serve)
+
+    run = commands.add_parser("run", help="run or resume the job in a folder")
+    run.add_argument("job", type=Path, metavar="JOB")
+    run.set_defaults(command=_run)
+
+    defaults = protocol.TextureRequest(prompt="-")
+    texture = commands.add_parser("texture", help="texture a mesh file (.obj .glb .gltf .ply)")
+    texture.add_argument("mesh", type=Path, metavar="MESH")
+    texture.add_argument("--prompt", required=True)
+    texture.add_argument("--out", type=Path, required=True, help="folder for the maps and the report")
+    texture.add_argument("--negative-prompt", default=defaults.negative_prompt)
+    texture.add_argument("--quality", choices=protocol.QUALITIES, default=defaults.quality)
+    texture.add_argument("--seed", type=int, default=defaults.seed)
+    texture.add_argument("--texture-size", type=int, choices=protocol.TEXTURE_SIZES, default=defaults.texture_size)
+    texture.add_argument("--pattern-scale", type=float, default=defaults.pattern_scale)
+    texture.add_argument("--model", default=defaults.model)
+    texture.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default=defaults.device)
+    texture.set_defaults(command=_texture)
+
+    doctor = commands.add_parser("doctor", help="say what works on this computer")
+    doctor.set_defaults(command=_doctor)
+
+    evaluate = commands.add_parser("evaluate", help="measure; options behind NAME are its own", add_help=False)
+    evaluate.add_argument("name", metavar="NAME")
+    evaluate.add_argument("rest", nargs=argparse.REMAINDER)
+    evaluate.set_defaults(command=_evaluate)
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from . import serve
+
+    return serve.serve(options.home, options.device_lock)
+
+
+def _run(options: argparse.Namespace) -> int:
+    job_folder = protocol.JobFolder(options.job.absolute())
+    if not job_folder.request.is_file():
+        raise UsageError(f"{options.job} is no job folder: it holds no request.json.")
+    return _run_here(job_folder)
+
+
+def _run_here(job_folder: protocol.JobFolder) -> int:
+    """Run a new attempt in this terminal. The first Ctrl-C pauses it, the second cancels it."""
+    from .terminal import ProgressLine
+
+    attempt = job_folder.new_attempt()
+
+    def pause(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        protocol.append_line(attempt.control, protocol.Pause())
+
+    before = signal.signal(signal.SIGINT, pause)
+    try:
+        code = job.run_job(job_folder.path, attempt.number, None, lambda: False, ProgressLine())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if code == protocol.EXIT_OK and not _is_done(attempt):
+        print(f"To go on: python -m backend run {job_folder.path}", file=sys.stderr)
+        return protocol.EXIT_CANCELLED
+    return code
+
+
+def _is_done(attempt: protocol.AttemptFolder) -> bool:
+    events, offset = [], 0
+    while True:
+        more, offset = protocol.read_lines(attempt.events, offset, protocol.Event)
+        if not more:
+            return bool(events) and isinstance(events[-1], protocol.Done)
+        events = more
+
+
+def _texture(options: argparse.Namespace) -> int:
+    request = protocol.TextureRequest(
+        prompt=options.prompt,
+        negative_prompt=options.negative_prompt,
+        object_name=options.mesh.stem,
+        seed=options.seed,
+        quality=options.quality,
+        texture_size=options.texture_size,
+        model=options.model,
+        pattern_scale=options.pattern_scale,
+        device=options.device,
+    )
+    if not options.mesh.is_file():
+        raise UsageError(f"There is no mesh file {options.mesh}.")
+    from . import mesh, uv
+
+    try:
+        arrays = mesh.load_mesh_file(options.mesh)
+    except (mesh.MeshError, uv.UvError) as error:
+        raise UsageError(str(error)) from error
+    job_folder = protocol.JobFolder(_new_job_folder(options.out))
+    mesh.save_job_mesh(job_folder.mesh, arrays)
+    job_folder.write_request(request)
+    code = _run_here(job_folder)
+    if code == protocol.EXIT_OK:
+        for path in [*sorted(job_folder.maps.glob("*.png")), job_folder.report]:
+            if path.is_file():
+                shutil.copy2(path, options.out / path.name)
+        print(options.out)
+    return code
+
+
+def _new_job_folder(out: Path) -> Path:
+    """The next free `job-N` in `out`; jobs that were there before stay."""
+    out.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 100_000):
+        try:
+            folder = out.absolute() / f"job-{number:04d}"
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            continue
+    raise UsageError(f"{out} holds too many jobs.")
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from . import doctor
+
+    return doctor.main()
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from . import evaluate
+
+    names = sorted(module.name for module in pkgutil.iter_modules(evaluate.__path__))
+    if options.name not in names:
+        known = ", ".join(names) or "none in this package"
+        raise UsageError(f"There is no evaluation {options.name!r}; there are: {known}.", protocol.EXIT_USAGE)
+    return importlib.import_module(f"{__package__}.evaluate.{options.name}").main(options.rest) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
