@@ -21,6 +21,7 @@ CHANNELS = {"base_color": 3, "metallic": 1, "roughness": 1, "normal": 3}
 
 # zlib level 1: at 4096 x 4096 three times as fast as the default for files a tenth larger.
 _COMPRESS_LEVEL = 1
+_RINGS = 4  # texels around an island that take the colour of its border and of no other's
 # How much a texel that was itself filled counts beside a covered one.
 _FILLED_WEIGHT = 1e-3
 
@@ -64,19 +65,24 @@ def write_maps(
 def fill_uncovered(values: torch.Tensor, covered: torch.Tensor) -> torch.Tensor:
     """`values` (H,W,C) with every texel outside of `covered` (H,W) bool filled from covered ones.
 
-    Push-pull: averages of covered texels climb a pyramid, then descend into the holes, so a gutter
-    takes the colour of its island's border at every mip level. Covered texels stay bit-equal.
+    The nearest texels grow ring by ring, the rest by push-pull: averages of covered texels climb a
+    pyramid, then descend into the holes. So a gutter takes the colour of its island's border at
+    every mip level. Covered texels stay bit-equal.
     """
     if not covered.any():
         raise ValueError("No texel of the maps is covered, so there is nothing to fill them from.")
     if covered.all():
         return values
-    values = values.detach()
+    values = values.detach().clone()
+    grown = covered.clone()
+    for _ in range(_RINGS):
+        _grow(values, grown)
     # One channel at a time: a 4096 x 4096 map of three would need over a gigabyte at once.
-    weight = covered.to(values.dtype)[None, None]
-    pyramid = _weights(weight)
-    channels = [_fill_channel(values[..., c][None, None], covered, pyramid) for c in range(values.shape[-1])]
-    return torch.stack(channels, dim=-1)
+    weights = _weights(grown.to(values.dtype)[None, None])
+    if len(weights) > 1:
+        for c in range(values.shape[-1]):
+            values[..., c] = _fill_channel(values[..., c], grown, weights)
+    return values
 
 
 def unit_normals(stored: torch.Tensor) -> torch.Tensor:
@@ -105,6 +111,27 @@ def _checked(name: str, values: torch.Tensor | np.ndarray, covered: torch.Tensor
     return values
 
 
+def _grow(values: torch.Tensor, covered: torch.Tensor) -> None:
+    """Give the uncovered texels that touch `covered` the mean of their covered neighbours, in place."""
+    near = covered.clone()
+    near[1:] |= covered[:-1]
+    near[:-1] |= covered[1:]
+    across = near.clone()
+    near[:, 1:] |= across[:, :-1]
+    near[:, :-1] |= across[:, 1:]
+    y, x = torch.nonzero(near & ~covered, as_tuple=True)
+    total, weight = values.new_zeros(len(y), values.shape[-1]), values.new_zeros(len(y), 1)
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            # At the border a neighbour counts twice instead of one that is not there.
+            at = (y + dy).clamp_(0, covered.shape[0] - 1), (x + dx).clamp_(0, covered.shape[1] - 1)
+            share = covered[at][:, None] * (1.0 if dx * dy == 0 else 0.5)
+            total += torch.where(share > 0, values[at], 0) * share
+            weight += share
+    values[y, x] = total / weight
+    covered[y, x] = True
+
+
 def _weights(weight: torch.Tensor) -> list[torch.Tensor]:
     """Coverage at each level (1,1,H,W): the share of covered texels under it; the last level has no hole."""
     levels = [weight]
@@ -114,19 +141,15 @@ def _weights(weight: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _fill_channel(channel: torch.Tensor, covered: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
-    sums = [channel * weights[0]]
+    sums = [torch.where(covered, channel, 0)[None, None]]
     for _ in weights[1:]:
         sums.append(F.avg_pool2d(sums[-1], 2, ceil_mode=True))
     coarse = sums[-1] / weights[-1]
-    for level in range(len(weights) - 2, -1, -1):
+    for parent, own, total in zip(weights[:0:-1], weights[-2::-1], sums[-2::-1], strict=True):
         # Upsampled with covered texels far heavier than filled ones: no colour of another island
         # comes in as long as this island reaches.
-        trust = weights[level + 1].gt(0).to(coarse.dtype).clamp_min_(_FILLED_WEIGHT)
-        size = weights[level].shape[-2:]
-        above = F.interpolate(coarse * trust, size=size, mode="bilinear", align_corners=False)
-        above /= F.interpolate(trust, size=size, mode="bilinear", align_corners=False)
-        own = weights[level]
-        if level == 0:
-            return torch.where(covered, channel[0, 0], above[0, 0])
-        coarse = torch.where(own > 0, sums[level] / own.clamp_min(1e-30), above)
-    raise AssertionError("a pyramid with a hole has at least two levels")
+        trust = parent.gt(0).to(coarse.dtype).clamp_min_(_FILLED_WEIGHT)
+        above = F.interpolate(coarse * trust, size=own.shape[-2:], mode="bilinear", align_corners=False)
+        above /= F.interpolate(trust, size=own.shape[-2:], mode="bilinear", align_corners=False)
+        coarse = torch.where(own > 0, total / own.clamp_min(1e-30), above)
+    return torch.where(covered, channel, coarse[0, 0])

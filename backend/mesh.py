@@ -7,6 +7,7 @@ no torch and no bpy.
 
 from __future__ import annotations
 
+import errno
 import io
 import zipfile
 import zlib
@@ -150,6 +151,10 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise
     except FileNotFoundError:
         raise MeshError(f"There is no mesh file {path}.") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # the disk's fault; an offset in the file that is none is the file's
+            raise
+        raise MeshError(f"The mesh file {path.name} is damaged and cannot be read: {error}") from error
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise MeshError(f"The mesh file {path.name} is damaged and cannot be read: {error}") from error
 
@@ -195,8 +200,9 @@ def _refuse_positions(positions: np.ndarray) -> None:
 
 def _refuse(values: np.ndarray, what: str, advice: str) -> None:
     # The sum is finite when all of its terms are, save for overflow: only then look at each.
-    if np.isfinite(values.sum(dtype=np.float64)):
-        return
+    with np.errstate(invalid="ignore"):
+        if np.isfinite(values.sum(dtype=np.float64)):
+            return
     bad = int((~np.isfinite(values)).any(axis=(1, 2)).sum())
     if bad:
         verb = "has" if bad == 1 else "have"

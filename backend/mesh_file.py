@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -229,7 +230,7 @@ def _table(rows: list[bytes], width: int, key: str) -> np.ndarray:
     if not rows:
         return np.zeros((0, width), np.float32)
     count = len(rows[0].split())
-    values = np.fromstring(b" ".join(rows), sep=" ") if count >= width else np.zeros(0)
+    values = _numbers(b" ".join(rows), np.float64) if count >= width else np.zeros(0)
     if len(values) != count * len(rows):  # rows of different lengths, comments
         values = np.array([row.split()[:width] for row in rows]).astype(np.float64)
         count = width
@@ -238,12 +239,22 @@ def _table(rows: list[bytes], width: int, key: str) -> np.ndarray:
     return values.reshape(len(rows), count)[:, :width].astype(np.float32)
 
 
+def _numbers(text: bytes, dtype: type) -> np.ndarray:
+    """All numbers in `text`; none when something else is in it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)  # numpy's way to say that it stopped early
+        try:
+            return np.fromstring(text, dtype, sep=" ")
+        except (DeprecationWarning, ValueError):
+            return np.zeros(0, dtype)
+
+
 def _face_references(layout: tuple[int, int, bool], lines: list[bytes]) -> list[np.ndarray | None]:
     """Indices (N,corners) from 0 of vertices, UVs and normals; None where the layout has none."""
     corners, slashes, gap = layout
     columns = {0: (0,), corners: (0, 1), 2 * corners: (0, 2) if gap else (0, 1, 2)}.get(slashes)
     text = b" ".join(lines).replace(b"//", b" ").replace(b"/", b" ")
-    values = np.fromstring(text, dtype=np.int64, sep=" ")
+    values = _numbers(text, np.int64)
     if columns is None or len(values) != len(lines) * corners * len(columns):
         raise MeshFileError(f"A face cannot be read: 'f {lines[0].decode('ascii', 'replace').strip()[:60]}'.")
     values = values.reshape(len(lines), corners, len(columns)) - 1
@@ -289,7 +300,7 @@ def triangulate(polygons: np.ndarray) -> np.ndarray:
 def _ears(polygon: np.ndarray, normal: np.ndarray) -> list[tuple[int, int, int]]:
     """Ear clipping of one polygon (K,3) seen along `normal`; a fan of what is left if none is found."""
     axis = int(np.abs(normal).argmax())
-    flat = np.delete(polygon, axis, axis=1) * ((1, -1)[(axis == 1) != (normal[axis] < 0)], 1)
+    flat = np.delete(polygon, axis, axis=1) * ((-1 if (axis == 1) != bool(normal[axis] < 0) else 1), 1)
 
     def side(a: int, b: int, c: int) -> float:
         u, v = flat[b] - flat[a], flat[c] - flat[a]

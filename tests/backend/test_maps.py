@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Maps on the disk: filled between the islands, rounded, and all of them or none."""
+
+import errno
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from backend import maps
+
+
+def some_maps(size: int = 32) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.rand(size, size, channels, generator=generator) * (0.2 if name == "normal" else 1)
+        + (torch.tensor([0.4, 0.4, 0.79]) if name == "normal" else 0)
+        for name, channels in maps.CHANNELS.items()
+    }
+
+
+def brute_force_nearest(values: np.ndarray, covered: np.ndarray) -> np.ndarray:
+    at = np.argwhere(covered)
+    height, width = covered.shape
+    y, x = np.mgrid[:height, :width]
+    distance = (y[..., None] - at[:, 0]) ** 2 + (x[..., None] - at[:, 1]) ** 2
+    nearest = at[distance.argmin(axis=2)]
+    return values[nearest[..., 0], nearest[..., 1]]
+
+
+def test_files_hold_the_maps_with_row_0_at_the_top(tmp_path):
+    made = some_maps()
+    paths = maps.write_maps(tmp_path / "maps", made, torch.ones(32, 32, dtype=torch.bool))
+    assert sorted(p.name for p in (tmp_path / "maps").iterdir()) == [f"{n}.png" for n in sorted(maps.CHANNELS)]
+    for name, path in paths.items():
+        with Image.open(path) as image:
+            assert image.mode == ("RGB" if maps.CHANNELS[name] == 3 else "L"), name
+            read = np.asarray(image).reshape(32, 32, -1) / 255
+        expected = maps.unit_normals(made[name]) if name == "normal" else made[name]
+        assert np.abs(read - expected.numpy()).max() <= 0.5 / 255 + 1e-6, name
+
+
+def test_values_are_rounded_and_clamped():
+    values = torch.tensor([[-1.0, 0.0, 0.49 / 255, 0.51 / 255, 254.6 / 255, 1.0, 7.0]])[..., None]
+    assert maps.quantise(values).tolist() == [[0, 0, 0, 1, 255, 255, 255]]
+
+
+def test_normals_have_unit_length_after_filling(tmp_path):
+    made = some_maps()
+    made["normal"][3, 3] = 0.5  # no direction at all
+    covered = torch.zeros(32, 32, dtype=torch.bool)
+    covered[2:9, 2:9] = covered[20:30, 20:30] = True
+    path = maps.write_maps(tmp_path, {"normal": made["normal"]}, covered)["normal"]
+    with Image.open(path) as image:
+        vectors = np.asarray(image) / 255 * 2 - 1
+    assert np.abs(np.linalg.norm(vectors, axis=2) - 1).max() < 0.015
+    assert vectors[3, 3, 2] > 0.99
+
+
+def test_numpy_and_torch_are_alike(tmp_path):
+    made = some_maps()
+    covered = torch.rand(32, 32, generator=torch.Generator().manual_seed(1)) < 0.5
+    a = maps.write_maps(tmp_path / "a", made, covered)
+    b = maps.write_maps(tmp_path / "b", {n: m.numpy() for n, m in made.items()}, covered.numpy())
+    assert all(a[name].read_bytes() == b[name].read_bytes() for name in made)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (37, 53), (1, 9)])
+def test_covered_texels_stay_and_no_hole_remains(size):
+    generator = torch.Generator().manual_seed(2)
+    values = torch.rand(*size, 3, generator=generator)
+    covered = torch.rand(*size, generator=generator) < 0.1
+    covered[0, 0] = True
+    filled = maps.fill_uncovered(torch.where(covered[..., None], values, -100.0), covered)
+    assert torch.equal(filled[covered], values[covered])
+    low, high = values[covered].amin(dim=0), values[covered].amax(dim=0)
+    assert (filled >= low - 1e-5).all() and (filled <= high + 1e-5).all()
+
+
+def test_a_constant_fills_everything():
+    covered = torch.zeros(50, 70, dtype=torch.bool)
+    covered[13, 57] = True
+    filled = maps.fill_uncovered(torch.full((50, 70, 1), 0.3), covered)
+    assert torch.allclose(filled, torch.tensor(0.3), atol=1e-6)
+
+
+def test_gutters_take_the_colour_of_the_nearest_island():
+    size = 64
+    covered = np.zeros((size, size), bool)
+    values = np.zeros((size, size, 1), np.float32)
+    for index, (y, x) in enumerate([(2, 2), (2, 36), (34, 4), (35, 35)]):
+        covered[y : y + 22, x : x + 22] = True
+        values[y : y + 22, x : x + 22] = index / 3
+    filled = maps.fill_uncovered(torch.from_numpy(values), torch.from_numpy(covered)).numpy()
+    nearest = brute_force_nearest(values, covered)
+    near = torch.nn.functional.max_pool2d(torch.from_numpy(covered).float()[None, None], 9, 1, 4)[0, 0].numpy() > 0
+    close = ~covered & near
+    off = np.abs(filled - nearest)[close]
+    print(f"off by {off.mean():.4f} in the mean, {off.max():.3f} at most, on {close.sum()} texels")
+    assert off.mean() < 0.005
+    assert off.max() < 0.1
+
+
+def test_mips_of_a_filled_map_show_no_background():
+    # The reason for the filling: averaged down 16 times, an island's texels hold its colour alone.
+    covered = torch.zeros(256, 256, dtype=torch.bool)
+    covered[19:203, 37:177] = True
+    values = torch.where(covered[..., None], 0.8, 0.0)
+    filled = maps.fill_uncovered(values, covered)
+    mip = torch.nn.functional.avg_pool2d(filled.permute(2, 0, 1)[None], 16)
+    assert torch.allclose(mip, torch.tensor(0.8), atol=1e-5)
+
+
+def test_values_that_are_no_maps_are_refused(tmp_path):
+    made, covered = some_maps(), torch.ones(32, 32, dtype=torch.bool)
+    with pytest.raises(ValueError, match="'albedo' is no map"):
+        maps.write_maps(tmp_path, {"albedo": made["base_color"]}, covered)
+    with pytest.raises(ValueError, match=r"metallic has the shape \(32, 32, 3\)"):
+        maps.write_maps(tmp_path, {"metallic": made["base_color"]}, covered)
+    with pytest.raises(ValueError, match="roughness holds values that are not numbers"):
+        maps.write_maps(tmp_path, {"roughness": made["roughness"] * float("nan")}, covered)
+    with pytest.raises(ValueError, match="No texel of the maps is covered"):
+        maps.write_maps(tmp_path, made, ~covered)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_the_old_maps_whole(tmp_path, monkeypatch):
+    covered = torch.ones(32, 32, dtype=torch.bool)
+    paths = maps.write_maps(tmp_path, some_maps(), covered)
+    before = {path: path.read_bytes() for path in paths.values()}
+    calls = []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as caught:
+        maps.write_maps(tmp_path, {n: 1 - m for n, m in some_maps().items()}, covered)
+    assert caught.value.errno == errno.ENOSPC
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_speed_at_1024(tmp_path):
+    made = some_maps(1024)
+    y, x = torch.meshgrid(torch.arange(1024) % 64, torch.arange(1024) % 128, indexing="ij")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # waiting threads would be counted
+    try:
+        start = time.process_time()
+        maps.write_maps(tmp_path, made, (y > 10) & (x > 10))
+        seconds = time.process_time() - start
+    finally:
+        torch.set_num_threads(threads)
+    print(f"{seconds:.2f} s")
+    assert seconds < 4  # about 0.5 on a quiet core
