@@ -58,6 +58,8 @@ def serve(home: Path, device_lock: Path | None = None, idle_release_s: float = I
                 except job.CannotTell as error:
                     print(error, file=sys.stderr)
                     return error.exit_code
+                if code == protocol.EXIT_HOST_GONE:
+                    return code
                 if code == protocol.EXIT_OUT_OF_MEMORY:
                     _release(shelf)
             case protocol.ProtocolError():
