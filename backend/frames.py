@@ -26,19 +26,11 @@ def smooth_normals(positions: np.ndarray, sharp_deg: float = 60.0) -> np.ndarray
     flat = flat_normals(positions)
     corners = np.arange(3 * len(positions)).reshape(-1, 3)
     vertex = same_rows(positions.reshape(-1, 3))[corners]
-    # Half-edges of each triangle, i -> i+1; those with the same key lie on the same undirected edge.
-    start, end = vertex, np.roll(vertex, -1, axis=1)
-    key = (np.minimum(start, end) * (int(vertex.max()) + 1) + np.maximum(start, end)).ravel()
-    order = np.argsort(key, kind="stable")
-    a, b = order[:-1], order[1:]
-    start = start.ravel()
-    # Wound alike means that the two half-edges run against each other.
-    together = (key[a] == key[b]) & (start[a] != start[b])
-    a, b = a[together], b[together]
+    a, b = shared_edges(vertex)
     cosine = np.einsum("ij,ij->i", flat[a // 3, 0], flat[b // 3, 0])
     smooth = cosine > np.cos(np.radians(sharp_deg))
     a, b = a[smooth], b[smooth]
-    fan = _components(corners.size, np.stack([a, _next_corner(a)]), np.stack([_next_corner(b), b]))
+    fan = components(corners.size, np.stack([a, _next_corner(a)]), np.stack([_next_corner(b), b]))
     weighted = flat * corner_angles(positions)[..., None]
     sums = _sum_by(fan, weighted.reshape(-1, 3))
     bad = _normalise(sums)
@@ -46,6 +38,21 @@ def smooth_normals(positions: np.ndarray, sharp_deg: float = 60.0) -> np.ndarray
     lost = np.isin(fan, bad)
     normals[lost] = flat.reshape(-1, 3)[lost]
     return normals.reshape(flat.shape)
+
+
+def shared_edges(vertex: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of half-edges at which two triangles, wound alike, of (F,3) vertex numbers meet.
+
+    Half-edge 3 * f + i of triangle f runs from its corner i to the next one.
+    """
+    start, end = vertex, np.roll(vertex, -1, axis=1)
+    key = (np.minimum(start, end) * (int(vertex.max()) + 1) + np.maximum(start, end)).ravel()
+    order = np.argsort(key, kind="stable")
+    a, b = order[:-1], order[1:]
+    start = start.ravel()
+    # Wound alike means that the two half-edges run against each other.
+    together = (key[a] == key[b]) & (start[a] != start[b])
+    return a[together], b[together]
 
 
 def corner_angles(positions: np.ndarray) -> np.ndarray:
@@ -189,7 +196,7 @@ def same_rows(rows: np.ndarray) -> np.ndarray:
     return np.unique(mixed, return_inverse=True)[1]
 
 
-def _components(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def components(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """For each of `count` items the smallest item it is linked with through the pairs `a`, `b`."""
     label = np.arange(count)
     a, b = a.ravel(), b.ravel()

@@ -12,6 +12,7 @@ import faulthandler
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,9 @@ TOLERANCE = 0.01  # how far outside the unit square a UV may lie
 FARTHEST_TILE = 1000.0  # beyond it float32 has too few digits left within a tile
 OVERLAP_LIMIT = 0.01  # share of the covered texels
 COLLAPSED_LIMIT = 0.5  # share of the triangles without an area in UV space
+
+# xatlas takes more than linear time: half a million triangles took over six minutes.
+XATLAS_TRIANGLES = 200_000
 
 _GRID = 1024
 _SPANS = 1 << 22  # rows of triangles worked on at a time: bounds the memory
@@ -92,12 +96,31 @@ def shift_tiles(uvs: np.ndarray) -> int:
 
 
 def coverage_count(uvs: np.ndarray, grid: int = _GRID) -> np.ndarray:
-    """How many of the (F,3,2) triangles cover each texel centre: (grid,grid) int32, row 0 at v = 0.
+    """How many of the (F,3,2) triangles cover each texel centre: (grid,grid) int32, row 0 at v = 0."""
+    change = np.zeros(grid * (grid + 1), np.int32)
+    for _, row, left, right in _spans(uvs, grid):
+        for column, step in ((left, 1), (right, -1)):
+            change += step * np.bincount(row * (grid + 1) + column, minlength=len(change)).astype(np.int32)
+    return np.cumsum(change.reshape(grid, grid + 1)[:, :grid], axis=1, dtype=np.int32)
+
+
+def coverage_texels(uvs: np.ndarray, grid: int = _GRID) -> tuple[np.ndarray, np.ndarray]:
+    """(texel, triangle) numbers of all texel centres that the (F,3,2) triangles cover; texel = row * grid + column."""
+    texels, triangles = [], []
+    for triangle, row, left, right in _spans(uvs, grid):
+        length = right - left
+        within = np.arange(int(length.sum())) - np.repeat(np.cumsum(length) - length, length)
+        texels.append(np.repeat(row * grid + left, length) + within)
+        triangles.append(np.repeat(triangle, length))
+    return np.concatenate(texels), np.concatenate(triangles)
+
+
+def _spans(uvs: np.ndarray, grid: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Triangle, row and columns [left, right) of every row that a triangle crosses, in pieces.
 
     Half-open spans between edges that are computed alike for both triangles at an edge: neighbours
     never both count. What lies outside of [0,1] counts at the nearest border texel.
     """
-    change = np.zeros(grid * (grid + 1), np.int32)
     points = uvs.astype(np.float64) * grid - 0.5  # texel centres at whole numbers
     order = np.lexsort((points[..., 0], points[..., 1]), axis=1)
     low, middle, high = np.moveaxis(np.take_along_axis(points, order[..., None], axis=1), 1, 0)
@@ -111,13 +134,10 @@ def coverage_count(uvs: np.ndarray, grid: int = _GRID) -> np.ndarray:
         which = np.repeat(np.arange(start, stop), part)
         y = np.arange(len(which)) - np.repeat(bounds[start:stop] - bounds[start], part) + first[which]
         a, b, c = low[which], middle[which], high[which]
-        lower = y < b[:, 1]
-        left = np.sort(np.stack([_crossing(a, c, y), np.where(lower, _crossing(a, b, y), _crossing(b, c, y))]), axis=0)
-        column = np.clip(np.ceil(left), 0, grid).astype(np.int64) + y * (grid + 1)
-        change += np.bincount(column[0], minlength=len(change)).astype(np.int32)
-        change -= np.bincount(column[1], minlength=len(change)).astype(np.int32)
+        long, short = _crossing(a, c, y), np.where(y < b[:, 1], _crossing(a, b, y), _crossing(b, c, y))
+        left, right = (np.clip(np.ceil(f(long, short)), 0, grid).astype(np.int64) for f in (np.minimum, np.maximum))
+        yield which, y, left, right
         start = stop
-    return np.cumsum(change.reshape(grid, grid + 1)[:, :grid], axis=1, dtype=np.int32)
 
 
 def _crossing(a: np.ndarray, b: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -130,41 +150,54 @@ def _crossing(a: np.ndarray, b: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def unwrap(positions: np.ndarray) -> np.ndarray:
-    """New UVs (F,3,2) float32 in [0,1] for triangles (F,3,3), by xatlas in a child process.
+    """New UVs (F,3,2) float32 in [0,1] for triangles (F,3,3). Raises UvError.
 
-    xatlas can hang and crash: the child has a bounded time, and its answer is checked. Raises UvError.
+    By xatlas in a child process, since it can hang and crash: the child has a bounded time and its
+    answer is checked. Where it fails, and for meshes it would take too long for, by `box_unwrap`.
     """
     if not len(positions) or not np.isfinite(positions).all():
         raise UvError("The mesh cannot be unwrapped: it has no faces, or vertices that are not numbers. Repair it.")
+    # Not at the top: the child, which runs this file, has no package.
+    from .box_unwrap import box_unwrap
     from .frames import same_rows
 
-    flat = positions.reshape(-1, 3).astype(np.float64)
-    # Into the unit box: xatlas makes NaN of a mesh a millionth in size.
-    flat = (flat - flat.min(axis=0)) / max(float(np.ptp(flat, axis=0).max()), 1e-30)
-    number = same_rows(positions.reshape(-1, 3))
-    points = np.zeros((int(number.max()) + 1, 3), np.float32)
-    points[number] = flat
-    return _run_xatlas(points, number.reshape(-1, 3).astype(np.uint32))
+    if len(positions) <= XATLAS_TRIANGLES:
+        flat = positions.reshape(-1, 3).astype(np.float64)
+        # Into the unit box: xatlas makes NaN of a mesh a millionth in size.
+        flat = (flat - flat.min(axis=0)) / max(float(np.ptp(flat, axis=0).max()), 1e-30)
+        number = same_rows(positions.reshape(-1, 3))
+        points = np.zeros((int(number.max()) + 1, 3), np.float32)
+        points[number] = flat
+        try:
+            return run_xatlas(points, number.reshape(-1, 3).astype(np.uint32))
+        except UvError as error:
+            print(f"{error} Simpler UVs are made instead.", file=sys.stderr, flush=True)
+    uvs = box_unwrap(positions)
+    report = usability(uvs)
+    if not report.usable:
+        raise UvError(f"No usable UVs could be made. {report.reason} Unwrap the mesh in Blender.")
+    return uvs
 
 
-def _run_xatlas(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    seconds = 60 + len(faces) / 2000
+def run_xatlas(points: np.ndarray, faces: np.ndarray, seconds: float | None = None) -> np.ndarray:
+    """UVs (F,3,2) for welded `points` (V,3) and `faces` (F,3), or UvError in `seconds` at the latest."""
+    seconds = 60 + len(faces) / 2000 if seconds is None else seconds
     with tempfile.TemporaryDirectory(prefix="patina-uv-") as folder:
         np.savez(Path(folder, "mesh.npz"), points=points, faces=faces)
-        command = [sys.executable, "-I", "-X", "utf8", str(Path(__file__).resolve()), folder, str(seconds)]
+        command = [sys.executable, "-I", "-X", "utf8", str(Path(__file__).resolve()), folder, str(seconds + 5)]
         try:
-            child = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds + 5)
+            child = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds)
         except subprocess.TimeoutExpired:
-            raise UvError(f"xatlas made no UVs in {seconds:.0f} s. Unwrap the mesh in Blender.") from None
+            raise UvError(f"xatlas made no UVs in {seconds:.0f} s.") from None
         if child.returncode:
             last = child.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or [""]
-            raise UvError(f"xatlas failed ({child.returncode}: {last[0][:200]}). Unwrap the mesh in Blender.")
+            raise UvError(f"xatlas failed ({child.returncode}: {last[0][:200]}).")
         try:
             uvs = np.load(Path(folder, "uvs.npy"), allow_pickle=False)
         except (OSError, ValueError, EOFError):
-            raise UvError("xatlas gave no readable UVs. Unwrap the mesh in Blender.") from None
+            raise UvError("xatlas gave no readable UVs.") from None
     if uvs.shape != (*faces.shape, 2) or not np.isfinite(uvs).all() or uvs.min() < 0 or uvs.max() > 1:
-        raise UvError("xatlas gave UVs that do not fit the mesh. Unwrap the mesh in Blender.")
+        raise UvError("xatlas gave UVs that do not fit the mesh.")
     return uvs.astype(np.float32)
 
 

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which UVs are usable, and new ones from a child process that may hang, crash or lie."""
 
+import os
 import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 
 from backend import uv
+from backend.box_unwrap import box_unwrap
 
 
 def plane(cells: int, low: float = 0.0, high: float = 1.0) -> np.ndarray:
@@ -158,3 +161,130 @@ def test_invalid_vertices_never_reach_xatlas(value, monkeypatch):
         uv.unwrap(triangles)
     with pytest.raises(uv.UvError, match="no faces"):
         uv.unwrap(triangles[:0])
+
+
+LIES = {
+    "silent": "",
+    "wrong shape": "numpy.save(folder / 'uvs.npy', numpy.zeros((3, 3, 2)))",
+    "not numbers": "numpy.save(folder / 'uvs.npy', numpy.full((144, 3, 2), numpy.nan))",
+    "outside": "numpy.save(folder / 'uvs.npy', numpy.full((144, 3, 2), 1.5))",
+    "rubbish": "(folder / 'uvs.npy').write_bytes(b'rubbish')",
+    "crash": "import os; os.abort()",
+    "error": "raise SystemExit('it broke')",
+}
+
+
+def replaced_child(monkeypatch, tmp_path, body: str) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(f"import sys, time, numpy, pathlib\nfolder = pathlib.Path(sys.argv[1])\n{body}\n")
+    monkeypatch.setattr(uv, "__file__", str(script))
+
+
+def welded(triangles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    points, faces = np.unique(triangles.reshape(-1, 3), axis=0, return_inverse=True)
+    return points, faces.reshape(-1, 3)
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_child_that_fails_is_found_out(lie, monkeypatch, tmp_path, capsys):
+    replaced_child(monkeypatch, tmp_path, LIES[lie])
+    triangles = torus(12, 6)
+    with pytest.raises(uv.UvError, match="xatlas"):
+        uv.run_xatlas(*welded(triangles))
+    assert uv.usability(uv.unwrap(triangles)).usable
+    assert "Simpler UVs are made instead" in capsys.readouterr().err
+
+
+def test_a_child_that_hangs_is_killed_in_time(monkeypatch, tmp_path):
+    replaced_child(monkeypatch, tmp_path, "time.sleep(60)")
+    started = []
+    popen = subprocess.Popen.__init__
+
+    def remember(self, *args, **kwargs):
+        popen(self, *args, **kwargs)
+        started.append(self)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", remember)
+    start = time.monotonic()
+    with pytest.raises(uv.UvError, match="made no UVs in 1 s"):
+        uv.run_xatlas(*welded(torus(12, 6)), seconds=1)
+    assert time.monotonic() - start < 10
+    assert started[0].returncode is not None
+
+
+def test_an_orphaned_child_ends_itself(tmp_path):
+    (tmp_path / "xatlas.py").write_text("import time\ntime.sleep(60)\n")
+    points, faces = welded(torus(12, 6))
+    np.savez(tmp_path / "mesh.npz", points=points, faces=faces)
+    child = subprocess.run(
+        [sys.executable, uv.__file__, str(tmp_path), "1"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        timeout=30,
+    )
+    assert child.returncode == 1 and b"Timeout" in child.stderr
+
+
+def test_the_sphere_that_crashes_xatlas_is_unwrapped():
+    trimesh = pytest.importorskip("trimesh")
+    triangles = trimesh.creation.icosphere(subdivisions=6).triangles.astype(np.float32)
+    uvs = uv.unwrap(triangles)
+    assert uvs.shape == (81920, 3, 2) and uv.usability(uvs).usable
+
+
+def ribbon() -> np.ndarray:
+    """A spiral stair of three turns: seen from above it lies on itself three times."""
+    t = np.linspace(0, 6 * np.pi, 300)
+    outer = np.stack([np.cos(t), np.sin(t), 0.05 * t], axis=-1)
+    inner = outer * [0.6, 0.6, 1]
+    halves = [(outer[:-1], outer[1:], inner[1:]), (outer[:-1], inner[1:], inner[:-1])]
+    return np.concatenate([np.stack(h, axis=1) for h in halves]).astype(np.float32)
+
+
+SHAPES = {
+    "torus": (torus, 0.4),
+    "ribbon": (ribbon, 0.3),
+    "soup": (lambda: np.random.default_rng(0).normal(size=(3000, 3, 3)).astype(np.float32), 0.15),
+    "one triangle": (lambda: np.array([[[0, 0, 5], [1, 0, 5], [0, 1, 5]]], np.float32), 0.4),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_boxes_unwrap_anything(shape):
+    make, filled = SHAPES[shape]
+    triangles = make()
+    uvs = box_unwrap(triangles)
+    assert uvs.shape == (len(triangles), 3, 2) and uvs.min() >= 0 and uvs.max() <= 1
+    report = uv.usability(uvs)
+    assert report.usable and report.overlap < 1e-3
+    assert (uv.coverage_count(uvs) > 0).mean() > filled
+    a, b = (uvs[:, k].astype(np.float64) - uvs[:, 0] for k in (1, 2))
+    doubled = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
+    assert (doubled > -1e-9).all(), "a triangle is mirrored"
+    # No stretching beyond what a projection along the nearest axis and its neighbours' costs.
+    area = np.linalg.norm(np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]), axis=1)
+    density = doubled / area
+    assert density.max() / np.median(density) < 2 and np.quantile(density, 0.01) / np.median(density) > 0.25
+
+
+def test_boxes_keep_a_smooth_surface_in_few_pieces():
+    triangles = torus(96, 48)
+    uvs = box_unwrap(triangles)
+    edges = {}
+    for triangle, corners in zip(triangles.tolist(), uvs.tolist(), strict=True):
+        for k in range(3):
+            key = frozenset((tuple(triangle[k]), tuple(triangle[k - 1])))
+            edges.setdefault(key, []).append(frozenset((tuple(corners[k]), tuple(corners[k - 1]))))
+    assert sum(len(set(sides)) == 1 for sides in edges.values()) > 0.9 * len(edges)
+
+
+def test_large_meshes_do_not_wait_for_xatlas(monkeypatch):
+    monkeypatch.setattr(uv, "XATLAS_TRIANGLES", 100)
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("the child was started"))
+    assert uv.usability(uv.unwrap(torus(12, 6))).usable
+
+
+def test_a_mesh_without_any_area_ends_in_a_sentence(monkeypatch):
+    monkeypatch.setattr(uv, "XATLAS_TRIANGLES", 0)
+    with pytest.raises(uv.UvError, match="No usable UVs could be made. .* Unwrap the mesh in Blender"):
+        uv.unwrap(np.zeros((4, 3, 3), np.float32))
