@@ -262,3 +262,14 @@ def _footprint(
     mixed = (d_uv[:, 0] * d_uv[:, 1]).sum(1)
     longer_squared = (xx + yy) / 2 + torch.sqrt(((xx - yy) / 2) ** 2 + mixed**2)
     return longer_squared.clamp(min=0).sqrt()
+
+
+def texels_of(triangles: Triangles, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The texels whose centre a UV triangle covers: flat index (K,) with rows from the top, position
+    (K, 3) in object space, triangle (K,). Where triangles overlap the lowest index wins."""
+    u, v = triangles.uvs[..., 0], triangles.uvs[..., 1]
+    corners = torch.stack((u, 1 - v, torch.ones_like(u)), dim=-1)
+    identity, bary = _rasterize(corners, size)
+    index = torch.nonzero(identity >= 0)[:, 0]
+    triangle = identity[index]
+    return index, torch.einsum("nk,nkc->nc", bary[index], triangles.positions[triangle]), triangle

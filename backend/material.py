@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The learnable maps: what the optimiser changes, and how they are looked up and baked.
+
+Seven raw channels (base colour 3, metallic, roughness, tangent-normal x and y) are the sum of
+
+  * volumes: coarse 3D grids over the object's box, read at the point's position. They carry what is
+    decided at object level, and know no UV seams;
+  * a pyramid of UV images, from coarse to the finest, read at the point's uv. A level counts fully
+    while its texels are wider than the pixel's footprint and fades out when they are half as wide,
+    which filters the lookup and gives most covered texels a gradient every step.
+
+value = sigmoid(4 raw): bounded without dead ends, slope 1 in the middle. Colours are display values
+(interpolated, then decoded, as Blender does). It knows points and texels, not losses or cameras.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .mesh import Mesh
+from .rasterize import GBuffer, Triangles, texels_of
+from .shading import SurfaceMaps, srgb_to_linear
+
+CHANNELS = 7
+VOLUME_SIDES = (1, 6, 16, 40)
+COARSEST_LEVEL = 32
+TILT_MAX = 0.7  # of the normal's x and y: about 45 degrees
+BASE_COLOR, METALLIC, ROUGHNESS, NORMAL = slice(0, 3), 3, 4, slice(5, 7)
+# A grey, dielectric, fairly rough and smooth start.
+START = (0.0, 0.0, 0.0, -0.6, 0.0, 0.0, 0.0)
+# How fast each channel may move against the base colour.
+SPEED = (1.0, 1.0, 1.0, 1.0, 0.7, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class LearnableMaps:
+    """volumes: (1, 7, D, D, D) each; pyramid: (1, 7, T, T) each, coarse to fine; row 0 is v = 0."""
+
+    volumes: tuple[Tensor, ...]
+    pyramid: tuple[Tensor, ...]
+
+    def parameters(self) -> list[Tensor]:
+        return [*self.volumes, *self.pyramid]
+
+
+def new_maps(finest: int, device: torch.device | str = "cpu") -> LearnableMaps:
+    """Maps at the starting material with a finest UV level of `finest` texels."""
+    volumes = [torch.zeros(1, CHANNELS, side, side, side, device=device) for side in VOLUME_SIDES]
+    volumes[0] += torch.tensor(START, device=device).view(1, -1, 1, 1, 1)
+    sides = []
+    side = COARSEST_LEVEL
+    while side <= finest:
+        sides.append(side)
+        side *= 2
+    pyramid = [torch.zeros(1, CHANNELS, side, side, device=device) for side in sides]
+    return LearnableMaps(
+        tuple(v.requires_grad_(True) for v in volumes), tuple(p.requires_grad_(True) for p in pyramid)
+    )
+
+
+def raw_values(maps: LearnableMaps, position: Tensor, uv: Tensor, footprint: Tensor, detail: float = 1.0) -> Tensor:
+    """Raw channels (N, 7) at points; `detail` in 0..1 lets levels in from coarse to fine."""
+    total = torch.zeros(position.shape[0], CHANNELS, device=position.device)
+    count = len(maps.volumes) + len(maps.pyramid)
+    open_levels = 1 + detail * (count - 1)
+    grid3 = position.flip(-1).view(1, -1, 1, 1, 3)  # grid_sample wants the last axis first
+    for level, volume in enumerate(maps.volumes):
+        share = min(1.0, max(0.0, open_levels - level))
+        if share > 0:
+            total = total + share * _sample(volume, grid3)
+    grid2 = (uv * 2 - 1).view(1, -1, 1, 2)
+    for level, image in enumerate(maps.pyramid, start=len(maps.volumes)):
+        share = min(1.0, max(0.0, open_levels - level))
+        if share > 0:
+            # log2 of texels under the footprint: 0 keeps the level, 1 drops it.
+            fade = (1 - torch.log2((footprint * image.shape[-1]).clamp(min=1e-6))).clamp(0, 1)
+            total = total + share * fade[:, None] * _sample(image, grid2)
+    return total
+
+
+def _sample(image: Tensor, grid: Tensor) -> Tensor:
+    if image.shape[-1] == 1:
+        return image.flatten()[None]
+    values = torch.nn.functional.grid_sample(image, grid, padding_mode="border", align_corners=False)
+    return values.view(CHANNELS, -1).T
+
+
+def stored_values(raw: Tensor) -> Tensor:
+    """Raw (..., 7) -> map values (..., 7) in 0..1 as written to files, normal x and y as 0..1."""
+    value = torch.sigmoid(4 * raw)
+    tilt = 0.5 + 0.5 * TILT_MAX * torch.tanh(raw[..., NORMAL])
+    return torch.cat((value[..., : NORMAL.start], tilt), dim=-1)
+
+
+def tangent_normal(stored: Tensor) -> Tensor:
+    """Unit tangent-space normals (..., 3) of stored values (..., 7)."""
+    xy = stored[..., NORMAL] * 2 - 1
+    z = torch.sqrt((1 - (xy**2).sum(-1, keepdim=True)).clamp(min=0.05))
+    return torch.cat((xy, z), dim=-1)
+
+
+def surface_maps(stored: Tensor) -> SurfaceMaps:
+    """Stored values (N, 7) -> what the shader takes."""
+    return SurfaceMaps(
+        srgb_to_linear(stored[:, BASE_COLOR]), stored[:, METALLIC], stored[:, ROUGHNESS], tangent_normal(stored)
+    )
+
+
+def look_up(maps: LearnableMaps, gbuffer: GBuffer, detail: float = 1.0) -> Tensor:
+    """Stored values (N, 7) at the G-buffer's points."""
+    return stored_values(raw_values(maps, gbuffer.position, gbuffer.uv, gbuffer.footprint, detail))
+
+
+@dataclass(frozen=True)
+class Texels:
+    """Which texels of a size x size image the mesh covers: index (K,) into rows from the top,
+    position (K, 3), triangle (K,)."""
+
+    size: int
+    index: Tensor
+    position: Tensor
+    triangle: Tensor
+
+
+def texels(mesh: Mesh, size: int, device: torch.device | str = "cpu") -> Texels:
+    return Texels(size, *texels_of(Triangles.of(mesh, device), size))
+
+
+def bake(maps: LearnableMaps, where: Texels) -> dict[str, Tensor]:
+    """The four maps (S, S, C) in 0..1, row 0 at the top; uncovered texels hold 0."""
+    size = where.size
+    row, column = where.index // size, where.index % size
+    uv = torch.stack(((column + 0.5) / size, 1 - (row + 0.5) / size), dim=1)
+    stored = []
+    with torch.no_grad():
+        for chunk in torch.arange(uv.shape[0], device=uv.device).split(1 << 20):
+            footprint = torch.full((len(chunk),), 1.0 / size, device=uv.device)
+            stored.append(stored_values(raw_values(maps, where.position[chunk], uv[chunk], footprint)))
+        values = torch.cat(stored) if stored else torch.zeros(0, CHANNELS)
+        return split_maps(values, where)
+
+
+def split_maps(values: Tensor, where: Texels) -> dict[str, Tensor]:
+    """Stored values (K, 7) of covered texels -> the four images."""
+    normal = tangent_normal(values) * 0.5 + 0.5
+    parts = {
+        "base_color": values[:, BASE_COLOR],
+        "metallic": values[:, METALLIC : METALLIC + 1],
+        "roughness": values[:, ROUGHNESS : ROUGHNESS + 1],
+        "normal": normal,
+    }
+    images = {}
+    for name, part in parts.items():
+        flat = torch.zeros(where.size**2, part.shape[1], device=part.device)
+        images[name] = flat.index_copy(0, where.index, part).view(where.size, where.size, -1)
+    return images
+
+
+def coverage(where: Texels) -> Tensor:
+    """(S, S) bool, row 0 at the top."""
+    mask = torch.zeros(where.size**2, dtype=torch.bool, device=where.index.device)
+    mask[where.index] = True
+    return mask.view(where.size, where.size)
+
+

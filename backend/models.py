@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which model a request means, and keeping the last one warm between jobs."""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+from addon.protocol import BUILT_IN_MODEL
+
+from .diffusion.interface import Denoiser
+
+
+class ModelError(ValueError):
+    """The model cannot be used; a sentence for a person that says what to do."""
+
+
+def pick_device(wanted: str) -> torch.device:
+    """auto: CUDA, then Apple's GPU, then the CPU. Raises ModelError when the wanted one is missing."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
+    if not available[wanted]:
+        raise ModelError(f"The device “{wanted}” is not available on this computer. Choose “auto” or “cpu”.")
+    return torch.device(wanted)
+
+
+class ModelShelf:
+    """Holds at most one loaded model."""
+
+    def __init__(self) -> None:
+        self._key: tuple[str, str] | None = None
+        self._model: Denoiser | None = None
+
+    def get(self, name: str, device: torch.device) -> Denoiser:
+        """The model `name` on `device`, loaded if it is not the one at hand. Raises ModelError."""
+        key = (name, str(device))
+        if self._model is None or self._key != key:
+            self.release()
+            self._model, self._key = _load(name, device), key
+        return self._model
+
+    def release(self) -> None:
+        """Forget the model and give its memory back."""
+        self._model = self._key = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _load(name: str, device: torch.device) -> Denoiser:
+    if name != BUILT_IN_MODEL:
+        raise ModelError(f"Patina does not know the model “{name}”. This version comes with “{BUILT_IN_MODEL}” only.")
+    from .diffusion.built_in import BuiltInPrior
+
+    try:
+        return BuiltInPrior(device)
+    except OSError as error:
+        raise ModelError(f"The built-in model cannot be loaded: {error}") from error

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One optimiser step: look, light, shade, ask the model, move the maps. Knows no files and no events."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import lighting, material
+from .diffusion.interface import Denoiser, Scene
+from .ggx_tables import GgxTables
+from .guidance import GUIDANCE, add_noise, classifier_free, rescale, timesteps
+from .material import LearnableMaps
+from .shading import linear_to_srgb, shade
+from .views import ViewPool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run is made, from the request's quality dial and what the model was made for."""
+
+    steps: int
+    views: int
+    render_size: int
+    finest: int  # texels of the finest learnable level
+    guidance: str
+    guidance_scale: float
+    pattern_scale: float
+    seed: int
+    rescale: float = 0.7
+    learning_rate: float = 0.025
+    all_detail_at: float = 0.35  # share of the run after which every level is open
+    average_from: float = 0.5
+    average_decay: float = 0.97
+    detail_decay: float = 0.02  # pull of the UV levels to 0: noise dies, what is asked for again stays
+    binary_metallic: float = 0.15
+    binary_from: float = 0.6
+
+
+@dataclass
+class State:
+    """All that changes during a run; with the plan and the mesh it determines the rest bit for bit."""
+
+    maps: LearnableMaps
+    average: LearnableMaps
+    optimiser: torch.optim.Optimizer
+    generator: torch.Generator
+    step: int = 0
+
+
+def new_state(plan: Plan, device: torch.device) -> State:
+    maps = material.new_maps(plan.finest, device)
+    average = LearnableMaps(
+        tuple(v.detach().clone() for v in maps.volumes), tuple(p.detach().clone() for p in maps.pyramid)
+    )
+    groups = [
+        {"params": list(maps.volumes), "weight_decay": 0.0},
+        {"params": list(maps.pyramid), "weight_decay": plan.detail_decay},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98), eps=1e-12, fused=True)
+    return State(maps, average, optimiser, torch.Generator().manual_seed(plan.seed))
+
+
+def pattern_offset(plan: Plan) -> Tensor:
+    """(3,) where the patterns begin: the part of a seed that all views share."""
+    return 2 * torch.rand(3, generator=torch.Generator().manual_seed(plan.seed + 1))
+
+
+def step(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxTables) -> None:
+    """Advance `state` by one step."""
+    progress = state.step / plan.steps
+    indices, scene = _scene(state, plan, pool)
+    gbuffer = scene.gbuffer
+    detail = min(1.0, progress / plan.all_detail_at)
+    raw = material.raw_values(state.maps, gbuffer.position, gbuffer.uv, gbuffer.footprint, detail)
+    stored = material.stored_values(_with_speed(raw, progress))
+    rendered = linear_to_srgb(shade(gbuffer, material.surface_maps(stored), scene.lights, tables)) * 2 - 1
+    gradient = _guidance_gradient(rendered.detach(), state, plan, model, scene, progress)
+    loss = (gradient * rendered).sum() / gbuffer.pixel.numel()
+    if progress > plan.binary_from:
+        metallic = stored[:, material.METALLIC]
+        strength = plan.binary_metallic * (progress - plan.binary_from) / (1 - plan.binary_from)
+        loss = loss + strength * (metallic * (1 - metallic)).mean()
+    state.optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    for group in state.optimiser.param_groups:
+        group["lr"] = plan.learning_rate * _learning_rate_share(progress)
+    state.optimiser.step()
+    state.step += 1
+    _average(state, plan, progress)
+
+
+def _scene(state: State, plan: Plan, pool: ViewPool) -> tuple[list[int], Scene]:
+    close = plan.views // 2 if state.step % 2 else plan.views // 4
+    indices = pool.draw(plan.views, close, state.generator)
+    lights = lighting.sample(len(indices), state.generator).to(pool.triangles.positions.device)
+    scene = Scene(
+        pool.gbuffer(indices), lights, pool.extent(indices), pool.size, plan.pattern_scale, pattern_offset(plan)
+    )
+    return indices, scene
+
+
+def _with_speed(raw: Tensor, progress: float) -> Tensor:
+    """Scale the gradients per channel (Adam sees one tensor); the normal starts late."""
+    speed = torch.tensor(material.SPEED, device=raw.device)
+    if progress < 0.3:
+        speed = speed.clone()
+        speed[material.NORMAL] = 0.0
+    return raw.detach() + speed * (raw - raw.detach())
+
+
+def _guidance_gradient(
+    rendered: Tensor, state: State, plan: Plan, model: Denoiser, scene: Scene, progress: float
+) -> Tensor:
+    """Gradient (N, 3) on the rendered points -1..1."""
+    gbuffer, device = scene.gbuffer, rendered.device
+    count, size = gbuffer.coverage.shape[0], scene.size
+    behind = model.background
+    if behind is None:
+        behind = torch.rand(count, 1, 1, 3, generator=state.generator).to(device)
+    background = torch.zeros(count, size, size, 3, device=device) + behind
+    x0 = to_nchw(gbuffer.picture(rendered, background * 2 - 1))
+    t = timesteps(count, progress, len(model.alphas_cumprod), state.generator)
+    alpha_bar = model.alphas_cumprod[t].to(device)
+    noise = torch.randn(x0.shape, generator=state.generator).to(device)
+    with torch.no_grad():
+        prediction = model.predict(add_noise(x0, noise, alpha_bar), t.to(device), scene)
+        mask = gbuffer.coverage[:, None]
+        x0_hat = rescale(
+            classifier_free(prediction, plan.guidance_scale), prediction.conditional, mask, plan.rescale
+        )
+        gradient = GUIDANCE[plan.guidance](x0, x0_hat, alpha_bar)
+    return gradient.permute(0, 2, 3, 1).reshape(-1, 3)[gbuffer.pixel]
+
+
+def to_nchw(picture: Tensor) -> Tensor:
+    """Renderer pictures (B, H, W, C) -> what networks take (B, C, H, W)."""
+    return picture.permute(0, 3, 1, 2).contiguous()
+
+
+def _learning_rate_share(progress: float) -> float:
+    warm = min(1.0, progress / 0.02 + 0.1)
+    return warm * (0.08 + 0.92 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def _average(state: State, plan: Plan, progress: float) -> None:
+    decay = plan.average_decay if progress > plan.average_from else 0.0
+    with torch.no_grad():
+        torch._foreach_lerp_(state.average.parameters(), [p.detach() for p in state.maps.parameters()], 1 - decay)

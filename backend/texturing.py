@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one file that knows the order of the stages: a request becomes maps, told as a stream of events."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from addon import protocol
+from addon.protocol import Event, JobFolder, TextureRequest
+
+from . import checkpoint, ggx_tables, material, optimisation, views
+from .diffusion.interface import Denoiser
+from .guidance import GUIDANCE
+from .maps import write_maps
+from .mesh import Mesh, load_job_mesh
+from .models import ModelShelf, pick_device
+from .optimisation import Plan, State
+from .rasterize import Triangles
+from .unseen import nearest_seen
+
+PREVIEW_SECONDS = 2.5  # the panel is promised one at least every 5
+CHECKPOINT_SECONDS = 20.0
+PREVIEW_SIZE = 256
+# The optimiser resolves no more than its close-ups show; larger outputs are interpolated from it.
+EFFECTIVE_SIZE = 512
+STEPS = {"draft": 260, "standard": 900, "high": 2400}
+VIEWS = {"draft": 4, "standard": 4, "high": 6}
+
+StopAsked = Callable[[], str | None]
+
+
+@dataclass
+class _Run:
+    """What the stages share."""
+
+    request: TextureRequest
+    job: JobFolder
+    plan: Plan
+    state: State
+    pool: views.ViewPool
+    mesh: Mesh
+    model: Denoiser
+    warnings: list[str]
+    seconds: dict[str, float] = field(default_factory=dict)
+    preview_number: int = 0
+
+
+def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: StopAsked) -> Iterator[Event]:
+    """Texture the job's mesh. Yields Started first and exactly one terminal event last.
+
+    Resumes from job.checkpoint where one fits. `stop_asked` is polled every step and answers None,
+    "cancel", "pause" or "host gone". Raises MeshError, PromptError, ModelError, ProtocolError, OSError.
+    """
+    began = time.monotonic()
+    if request.guidance not in GUIDANCE:
+        raise protocol.ProtocolError(f"guidance must be one of {', '.join(GUIDANCE)}.")
+    device = pick_device(request.device)
+    model = shelf.get(request.model, device)
+    warnings = list(model.set_prompt(request.prompt, request.negative_prompt))
+    loaded = time.monotonic()
+    mesh = load_job_mesh(job.mesh)
+    plan = make_plan(request, model)
+    state = optimisation.new_state(plan, device)
+    checkpoint.read_into(job.checkpoint, state, plan)
+    triangles = Triangles.of(mesh, device)
+    mask = torch.from_numpy(mesh.face_mask)
+    pool = views.new_pool(triangles, mask, plan.render_size, torch.Generator().manual_seed(plan.seed))
+    run = _Run(request, job, plan, state, pool, mesh, model, warnings)
+    run.seconds = {"model": loaded - began, "mesh": time.monotonic() - loaded}
+    yield protocol.Started(patina_version(), str(device), model.name, plan.steps, state.step)
+    for sentence in warnings:
+        yield protocol.Warning(sentence)
+    stopped = yield from _optimise(run, stop_asked)
+    if stopped in ("pause", "host gone"):
+        checkpoint.write(job.checkpoint, state, plan)
+        yield protocol.Checkpoint(state.step)
+        yield protocol.Paused("host gone" if stopped == "host gone" else "asked", state.step)
+        return
+    if stopped == "cancel":
+        yield protocol.Cancelled(state.step, _write(run, _bake(run)[0]) if state.step else {})
+        return
+    yield _progress(run, "Writing the maps", None)
+    yield from _finish(run, began)
+
+
+def make_plan(request: TextureRequest, model: Denoiser) -> Plan:
+    return Plan(
+        steps=request.steps or STEPS[request.quality],
+        views=request.views or VIEWS[request.quality],
+        render_size=request.render_size or model.render_size,
+        finest=min(request.texture_size, EFFECTIVE_SIZE),
+        guidance=request.guidance,
+        guidance_scale=model.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+        pattern_scale=request.pattern_scale,
+        seed=request.seed,
+    )
+
+
+def _optimise(run: _Run, stop_asked: StopAsked) -> Iterator[Event]:
+    """The loop. Returns why it was stopped, or None when all steps are done."""
+    state, plan = run.state, run.plan
+    tables = ggx_tables.load().to(run.pool.triangles.positions.device)
+    preview_texels = material.texels(run.mesh, PREVIEW_SIZE, run.pool.triangles.positions.device)
+    began, first_step = time.monotonic(), state.step
+    told = previewed = began
+    saved = began
+    yield _progress(run, "Painting", None)
+    while state.step < plan.steps:
+        why = stop_asked()
+        if why:
+            return why
+        optimisation.step(state, plan, run.model, run.pool, tables)
+        now = time.monotonic()
+        if now - told > 0.25 or state.step == plan.steps:
+            per_step = (now - began) / (state.step - first_step)
+            yield _progress(run, "Painting", per_step * (plan.steps - state.step))
+            told = now
+        if now - previewed > PREVIEW_SECONDS or (state.step - first_step == 8):
+            yield _preview(run, preview_texels)
+            previewed = time.monotonic()
+        if now - saved > CHECKPOINT_SECONDS:
+            checkpoint.write(run.job.checkpoint, state, plan)
+            yield protocol.Checkpoint(state.step)
+            saved = time.monotonic()
+    run.seconds["optimisation"] = time.monotonic() - began
+    return None
+
+
+def _progress(run: _Run, stage: str, seconds_left: float | None) -> protocol.Progress:
+    done = run.state.step / run.plan.steps
+    return protocol.Progress(stage, run.state.step, run.plan.steps, 0.97 * done, seconds_left)
+
+
+def _preview(run: _Run, where: material.Texels) -> protocol.Preview:
+    """Write the averaged maps small, under a new number (Windows cannot replace an open file)."""
+    run.preview_number = max(run.preview_number, _last_preview(run.job)) + 1
+    images = material.bake(run.state.average, where)
+    covered = material.coverage(where)
+    paths = write_maps(run.job.previews, images, covered, prefix=f"{run.preview_number:05d}_")
+    for old in run.job.previews.glob("*.png"):
+        if old.name[:5].isdigit() and int(old.name[:5]) < run.preview_number - 3:
+            old.unlink(missing_ok=True)
+    return protocol.Preview(run.preview_number, run.state.step, _relative(run.job, paths))
+
+
+def _last_preview(job: JobFolder) -> int:
+    numbers = [int(p.name[:5]) for p in job.previews.glob("*.png") if p.name[:5].isdigit()]
+    return max(numbers, default=0)
+
+
+def _bake(run: _Run) -> tuple[dict[str, Tensor], material.Texels, float]:
+    """Full-size maps, where they lie, and the share of covered texels that no camera saw."""
+    where = material.texels(run.mesh, run.request.texture_size, run.pool.triangles.positions.device)
+    if where.index.numel() == 0:
+        raise ValueError("No texel of the maps is covered by the UVs.")
+    images = material.bake(run.state.average, where)
+    hidden = ~run.pool.seen.to(where.triangle.device)[where.triangle]
+    share = float(hidden.float().mean())
+    if 0 < share < 1:
+        source = nearest_seen(where.position, hidden)
+        for image in images.values():
+            flat = image.view(-1, image.shape[-1])
+            flat[where.index[hidden]] = flat[where.index[~hidden][source]]
+    return images, where, share
+
+
+def _write(run: _Run, images: dict[str, Tensor], where: material.Texels | None = None) -> dict[str, str]:
+    where = where or material.texels(run.mesh, run.request.texture_size)
+    return _relative(run.job, write_maps(run.job.maps, images, material.coverage(where)))
+
+
+def _finish(run: _Run, began: float) -> Iterator[Event]:
+    start = time.monotonic()
+    images, where, hidden = _bake(run)
+    maps = _write(run, images, where)
+    run.seconds["maps"] = time.monotonic() - start
+    run.seconds["total"] = time.monotonic() - began
+    report = {
+        "prompt": run.request.prompt,
+        "negative_prompt": run.request.negative_prompt,
+        "seed": run.request.seed,
+        "model": run.model.name,
+        "quality": run.request.quality,
+        "steps": run.plan.steps,
+        "texture_size": run.request.texture_size,
+        "effective_resolution": run.plan.finest,
+        "seconds": {name: round(value, 3) for name, value in run.seconds.items()},
+        "peak_memory_mb": _peak_memory_mb(),
+        "triangles": run.mesh.triangles,
+        "covered_texels": int(where.index.numel()),
+        "covered_share": round(where.index.numel() / where.size**2, 4),
+        "unseen_share": round(hidden, 4),
+        "warnings": run.warnings,
+        "versions": {"patina": patina_version(), "python": platform.python_version(), "torch": torch.__version__},
+    }
+    if hidden > 0.02:
+        sentence = f"No camera sees {hidden:.0%} of the surface; it was filled from the nearest part that is seen."
+        report["warnings"].append(sentence)
+        yield protocol.Warning(sentence)
+    protocol.write_beside(run.job.report, json.dumps(report, indent=1).encode())
+    run.job.checkpoint.unlink(missing_ok=True)
+    yield protocol.Done(maps, run.job.report.name)
+
+
+def _relative(job: JobFolder, paths: dict) -> dict[str, str]:
+    return {name: path.relative_to(job.path).as_posix() for name, path in paths.items()}
+
+
+def patina_version() -> str:
+    """The one version number, from the manifest that travels with the package."""
+    manifest = Path(protocol.__file__).resolve().parents[1] / "blender_manifest.toml"
+    return tomllib.loads(manifest.read_text("utf-8"))["version"]
+
+
+def _peak_memory_mb() -> int | None:
+    """The most memory this process held; None on Windows, which has no getrusage."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024**2 if sys.platform == "darwin" else 1024))

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cameras of one run: a fixed pool of full views and close-ups, rasterised when first used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import cameras
+from .cameras import Cameras
+from .rasterize import GBuffer, Triangles, Visibility, gather, look
+
+FULL_VIEWS, CLOSE_VIEWS = 48, 96
+FEWEST_PIXELS = 40  # a picture with less of the object teaches nothing
+
+
+@dataclass
+class ViewPool:
+    """`full` first, then close-ups. `seen` (F,) bool grows with every rasterised picture."""
+
+    triangles: Triangles
+    cameras: Cameras
+    full: int
+    size: int
+    seen: Tensor
+    pictures: dict[int, Visibility] = field(default_factory=dict)
+
+    def look(self, index: int) -> Visibility:
+        if index not in self.pictures:
+            picture = look(self.triangles, self.cameras, index, self.size)
+            self.seen[picture.triangle] = True
+            self.pictures[index] = picture
+        return self.pictures[index]
+
+    def draw(self, count: int, close: int, generator: torch.Generator) -> list[int]:
+        """`count` different pool indices, `close` of them close-ups, none of them almost empty."""
+        full = torch.randperm(self.full, generator=generator)[: count - close].tolist()
+        drawn = full + (self.full + torch.randperm(len(self.cameras) - self.full, generator=generator)[:close]).tolist()
+        good = [index for index in drawn if self.look(index).pixel.numel() >= FEWEST_PIXELS]
+        return good or [self._best()]
+
+    def gbuffer(self, indices: list[int]) -> GBuffer:
+        return gather(self.triangles, self.cameras[torch.tensor(indices)], [self.look(i) for i in indices])
+
+    def extent(self, indices: list[int]) -> Tensor:
+        """(B,) half the picture's width at the object, in object radii."""
+        return self.cameras.extent[torch.tensor(indices)]
+
+    def _best(self) -> int:
+        return max(range(self.full), key=lambda index: self.look(index).pixel.numel())
+
+
+def new_pool(triangles: Triangles, face_mask: Tensor, size: int, generator: torch.Generator) -> ViewPool:
+    """Cameras round the mesh; close-ups aim at points spread evenly over the area that may change."""
+    corners = triangles.positions
+    area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=1) * face_mask
+    # multinomial takes at most 2^24 weights; bounds by cumulative area take any number.
+    bounds = torch.cumsum(area.double(), 0)
+    aim = torch.rand(512, generator=generator, dtype=torch.float64) * bounds[-1]
+    face = torch.searchsorted(bounds, aim).clamp(max=len(area) - 1)
+    full = cameras.sample_full(FULL_VIEWS, generator)
+    close = cameras.sample_close(CLOSE_VIEWS, corners[face].mean(1), triangles.normals[face].mean(1), generator)
+    together = Cameras(*(torch.cat(p) for p in zip(full.__dict__.values(), close.__dict__.values(), strict=True)))
+    return ViewPool(triangles, together, FULL_VIEWS, size, torch.zeros(len(area), dtype=torch.bool))
