@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The four image datablocks of a run and the files they show. Knows no nodes and no job.
+
+The files exist, at their final paths, before the datablocks do; later only files are replaced and pixels reloaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import bpy
+
+from . import protocol
+
+RUN_KEY, MAP_KEY = "patina_run", "patina_map"
+# A plain start for each map, 0..255 as stored: mid grey, no metal, half rough, no bumps.
+_PLAIN = {"base_color": (128, 128, 128), "metallic": (0,), "roughness": (128,), "normal": (128, 128, 255)}
+_PLAIN_SIZE = 16
+
+
+def new_folder(root: Path, object_name: str) -> Path:
+    """Make `root`/<object>/<next free number>. Raises OSError."""
+    parent = root / (bpy.path.clean_name(object_name) or "object")
+    parent.mkdir(parents=True, exist_ok=True)
+    number = max((int(p.name) for p in parent.iterdir() if p.name.isdigit()), default=0) + 1
+    while True:
+        folder = parent / f"{number:04d}"
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:  # another Blender was faster
+            number += 1
+
+
+def map_file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.png"
+
+
+def write_plain(folder: Path) -> None:
+    """The four start files, where there are none yet. Raises OSError."""
+    for name in protocol.MAP_NAMES:
+        if not map_file(folder, name).exists():
+            protocol.write_beside(map_file(folder, name), _plain_png(_PLAIN[name]))
+
+
+def load(folder: Path, run: str, object_name: str) -> dict[str, bpy.types.Image]:
+    """New image datablocks for the four files of `folder`, tagged with the run. Raises RuntimeError."""
+    images = {}
+    try:
+        for name in protocol.MAP_NAMES:
+            image = images[name] = bpy.data.images.load(str(map_file(folder, name)), check_existing=False)
+            image.name = f"{object_name} {name}"
+            if bpy.data.filepath:
+                with contextlib.suppress(ValueError):  # on another drive: the path stays absolute
+                    image.filepath = bpy.path.relpath(image.filepath)
+            image[RUN_KEY], image[MAP_KEY] = run, name
+            if name != "base_color":
+                image.colorspace_settings.is_data = True
+            else:
+                with contextlib.suppress(TypeError):  # a colour configuration without that name: keep its default
+                    image.colorspace_settings.name = "sRGB"
+    except BaseException:
+        for image in images.values():
+            bpy.data.images.remove(image)
+        raise
+    return images
+
+
+def find(run: str) -> dict[str, bpy.types.Image]:
+    """The image datablocks of a run that exist in the open file; nothing found is held on to."""
+    return {image[MAP_KEY]: image for image in bpy.data.images if image.get(RUN_KEY) == run and MAP_KEY in image}
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Put a copy of `source` in the place of `target` in one step. Raises OSError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        shutil.copyfile(source, beside)
+        os.replace(beside, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+
+
+def show(image: bpy.types.Image, file: Path) -> None:
+    """Let the datablock show what its file holds now; a packed image is packed anew. Raises OSError."""
+    if image.packed_file is not None:
+        content = file.read_bytes()
+        image.pack(data=content, data_len=len(content))
+    image.reload()
+
+
+def _plain_png(color: tuple[int, ...]) -> bytes:
+    """A small PNG of one colour, grey or RGB."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", _PLAIN_SIZE, _PLAIN_SIZE, 8, 2 if len(color) == 3 else 0, 0, 0, 0)
+    rows = (b"\0" + bytes(color) * _PLAIN_SIZE) * _PLAIN_SIZE
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

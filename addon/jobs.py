@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The run under way: backend process, events, previews, result, from one `tick` that never blocks.
+
+Blender's timer calls `tick`; headless, `run_to_end` does. After a run has begun only pixels are changed here, and
+none while Blender renders or bakes; material and images are made by `placing`, inside operators.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import bpy
+import bpy.utils.previews
+
+from . import environment, images, placing, preferences, protocol, status, worker
+from .placing import Place
+
+TICK_S = 0.1
+_SILENT_GIVE_UP_S = 30.0  # no sign of life; `worker` calls it stuck after 10
+_EVENT_GIVE_UP_S = 900.0  # signs of life, but nothing happens
+_MOST_WARNINGS = 12
+_BLENDER_JOBS = ("RENDER", "OBJECT_BAKE", "OBJECT_BAKE_TEXTURE", "COMPOSITE")
+
+
+@dataclass
+class Job:
+    """One run from Generate to its end."""
+
+    place: Place
+    folder: protocol.JobFolder
+    output: Path
+    attempt: protocol.AttemptFolder | None = None
+    offset: int = 0  # read so far in events.jsonl
+    pending: dict[str, Path] = field(default_factory=dict)  # map files to show, one a tick
+    outcome: protocol.Event | None = None  # the terminal event, once there is one
+    giving_up: protocol.Failed | None = None  # the process is being ended for this reason
+    cancelling: bool = False
+    last_event: float = field(default_factory=time.monotonic)
+    report: Path | None = None
+    shown: bool = False  # at least one map of the backend has reached `output`
+
+
+class Session:
+    """What one Blender runs: at most one backend process, one environment being built, one job."""
+
+    def __init__(self, package_root: Path) -> None:
+        self.package_root = package_root
+        self.status = status.Status()
+        self.job: Job | None = None
+        self.result: Job | None = None  # ended, its maps are not on the object
+        self.thumbnails = bpy.utils.previews.new()
+        self.thumbnail_file: Path | None = None
+        self._build: environment.EnvironmentBuild | None = None
+        self._worker: worker.Worker | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self.job is not None
+
+    def begin(self, job: Job) -> None:
+        """Take over a job whose folder is complete; `tick` does the rest. The result of an earlier run is let go."""
+        self.result = None
+        self.status = status.Status(busy=True, can_cancel=True, object_name=job.place.object_name)
+        self.status.stage = "Starting the backend"
+        self.thumbnail_file = None
+        home = preferences.data_folder() / "backend-env"
+        if not environment.environment_ready(home):
+            pythons = environment.python_candidates(preferences.preferred_python(), _blender_python())
+            self._build = environment.EnvironmentBuild(home, pythons)
+        else:
+            self._start(job)
+        self.job = job
+        status.publish(self.status)
+
+    def cancel(self) -> None:
+        """End the run; what was made so far stays. Returns at once."""
+        job = self.job
+        if job is None or job.cancelling:
+            return
+        job.cancelling = True
+        self.status.can_cancel = False
+        self.status.stage = "Cancelling"
+        if self._build is not None:
+            self._build.cancel()
+        elif job.attempt is not None and self._worker is not None:
+            self._worker.request_cancel(job.folder, job.attempt.number)
+        status.publish(self.status)
+
+    def close(self) -> None:
+        """Blender ends or the add-on is disabled: a running job checkpoints and pauses, the process ends."""
+        if self._build is not None:
+            self._build.cancel()
+        if self._worker is not None:
+            self._worker.stop()
+        self.job = self._build = self._worker = None
+        bpy.utils.previews.remove(self.thumbnails)
+
+    def tick(self) -> None:
+        """Go on a little; call about ten times a second while `busy`. Raises nothing but programming errors."""
+        if self._worker is not None:
+            self._worker.tick()
+        job = self.job
+        if job is None:
+            return
+        try:
+            if self._build is not None:
+                self._tick_build(job)
+            elif job.outcome is None:
+                self._read_events(job)
+                self._watch_process(job)
+            if not _blender_is_rendering():
+                self._show_one(job)
+                if job.outcome is not None and not job.pending:
+                    self._finish(job)
+        except OSError as error:  # a full disk, a folder taken away: the maps stay in the job folder
+            self._finish(job, protocol.Failed("disk_full", f"A file could not be written: {_words(error)}", _KEPT))
+        status.publish(self.status)
+
+    # --- starting ---
+
+    def _tick_build(self, job: Job) -> None:
+        fraction, text = self._build.tick()
+        self.status.stage, self.status.fraction = "Installing the backend (once)", fraction
+        self.status.note = text
+        if not self._build.finished:
+            return
+        build, self._build = self._build, None
+        self.status.note, self.status.fraction = "", 0.0
+        if job.cancelling:
+            job.outcome = protocol.Cancelled(0)
+        elif build.error:
+            job.outcome = protocol.Failed("internal", "The backend could not be installed.", build.error)
+            self.status.log = str(build.log)
+        else:
+            self._start(job)
+
+    def _start(self, job: Job) -> None:
+        self.status.stage = "Starting the backend"
+        data = preferences.data_folder()
+        try:
+            job.attempt = job.folder.new_attempt()
+            if self._worker is None or self._worker.poll() is not None:
+                python = environment.environment_python(data / "backend-env")
+                self._worker = worker.Worker.start(python, self.package_root, data / "worker")
+            self._worker.send(protocol.Run(str(job.folder.path), job.attempt.number))
+        except (worker.WorkerError, OSError) as error:
+            job.outcome = protocol.Failed("internal", str(error))
+        job.last_event = time.monotonic()
+
+    # --- running ---
+
+    def _read_events(self, job: Job) -> None:
+        try:
+            events, job.offset = protocol.read_lines(job.attempt.events, job.offset, protocol.Event)
+            for event in events:
+                job.last_event = time.monotonic()
+                self._take(job, event)
+                if job.outcome is not None:
+                    break
+        except protocol.ProtocolError as error:
+            self._give_up(
+                job,
+                f"The backend said something Patina does not understand: {error}",
+                "The backend and the add-on may be of different versions. Restart Blender, then press Generate again.",
+            )
+
+    def _take(self, job: Job, event: protocol.Event) -> None:
+        shown = self.status
+        if isinstance(event, protocol.Started):
+            shown.total_steps, shown.stage = event.total_steps, f"Running on {event.device}"
+        elif isinstance(event, protocol.Progress):
+            if not job.cancelling:
+                shown.stage = event.stage
+            shown.step, shown.total_steps = event.step, event.total_steps
+            shown.fraction = min(max(event.fraction, 0.0), 1.0)
+            shown.seconds_left = -1.0 if event.seconds_left is None else event.seconds_left
+        elif isinstance(event, protocol.Preview):
+            job.pending = _map_files(job, event.maps)
+        elif isinstance(event, protocol.Warning):
+            lines = [*shown.warnings.splitlines(), " ".join(event.message.split())]
+            shown.warnings = "\n".join(dict.fromkeys(lines[:_MOST_WARNINGS]))
+        elif isinstance(event, protocol.TERMINAL_EVENTS):
+            if isinstance(event, protocol.Done | protocol.Cancelled) and event.maps:
+                job.pending = _map_files(job, event.maps)
+            if isinstance(event, protocol.Done):
+                job.report = _inside(job, event.report)
+            job.outcome = job.giving_up or event
+
+    def _watch_process(self, job: Job) -> None:
+        if job.outcome is not None:
+            return
+        if self._worker.poll() is not None:
+            while job.outcome is None:  # what it wrote before it died
+                before = job.offset
+                self._read_events(job)
+                if job.offset == before:
+                    break
+            if job.outcome is None:
+                self._ended_without_a_word(job)
+            return
+        self.status.note = ""
+        if self._worker.is_stuck():
+            silent = self._worker.alive_age()
+            self.status.note = f"The backend has not shown a sign of life for {status.duration(silent)}."
+            if silent > _SILENT_GIVE_UP_S:
+                self._give_up(job, "The backend did not react any more and was ended.", "Press Generate to try again.")
+        elif time.monotonic() - job.last_event > _EVENT_GIVE_UP_S:
+            self._give_up(
+                job,
+                f"The backend has done nothing for {status.duration(_EVENT_GIVE_UP_S)} and was ended.",
+                "Press Generate to try again, with a smaller texture size if it happens again.",
+            )
+
+    def _ended_without_a_word(self, job: Job) -> None:
+        if job.giving_up is not None:
+            job.outcome = job.giving_up
+        elif job.cancelling:
+            job.outcome = protocol.Cancelled(self.status.step)
+        else:
+            last = self._worker.last_log_lines(1)
+            sentence = self._worker.end_sentence() or "The backend ended unexpectedly."
+            job.outcome = protocol.Failed("internal", sentence, f"Last words: {last[0]}" if last else "")
+            self.status.log = str(self._worker.log)
+
+    def _give_up(self, job: Job, message: str, hint: str) -> None:
+        """End the process (asked first, then terminated, then killed by `worker`) and fail with this sentence."""
+        if job.giving_up is None:
+            job.giving_up = protocol.Failed("internal", message, hint)
+            self.status.stage, self.status.can_cancel = "Ending the backend", False
+            self._worker.request_cancel(job.folder, job.attempt.number)
+
+    # --- showing ---
+
+    def _show_one(self, job: Job) -> None:
+        if not job.pending:
+            return
+        name = next(iter(job.pending))
+        source = job.pending.pop(name)
+        target = images.map_file(job.output, name)
+        try:
+            images.replace_file(source, target)
+        except FileNotFoundError:
+            if job.outcome is None:
+                return  # a newer preview has replaced it
+            raise
+        job.shown = True
+        attached = placing.attached_images(job.place)
+        if attached:
+            images.show(attached[name], target)
+            self.status.note = ""
+        elif job.outcome is None:
+            self.status.note = "Its material was undone, removed or painted on. The run goes on; Apply brings it back."
+        if name == "base_color":
+            self.thumbnail_file = target
+            self.thumbnails.clear()
+            self.thumbnails.load("base_color", str(target), "IMAGE")
+
+    def _finish(self, job: Job, outcome: protocol.Event | None = None) -> None:
+        outcome = outcome or job.outcome
+        old = self.status
+        shown = self.status = status.Status(
+            object_name=job.place.object_name, warnings=old.warnings, log=old.log, step=old.step
+        )
+        attached = bool(placing.attached_images(job.place))
+        if isinstance(outcome, protocol.Done):
+            if job.report is not None and job.report.is_file():
+                images.replace_file(job.report, job.output / "report.json")
+            shown.message = "The maps are done."
+            if not attached:
+                shown.message = "The maps are done, but the material was undone or removed."
+                shown.hint = f"Press Apply, or take them from {job.output}"
+        elif isinstance(outcome, protocol.Cancelled):
+            shown.message = "Cancelled. What was made so far stays until the next run."
+        elif isinstance(outcome, protocol.Paused):
+            shown.level, shown.message = status.WARNING, f"The run was paused ({outcome.reason})."
+            shown.hint = "Press Generate to start again."
+        else:
+            shown.level, shown.message, shown.hint = status.ERROR, outcome.message, outcome.hint
+        if not attached and job.shown:
+            self.result, shown.waiting_result = job, job.place.object_name
+        job.outcome = outcome
+        self.job = None
+        status.publish(shown)
+
+
+_KEPT = "Free some space or choose another folder. What was made so far is kept in the job folder."
+
+
+def _words(error: OSError) -> str:
+    return f"{error.strerror or error} ({error.filename})" if error.filename else str(error.strerror or error)
+
+
+def _inside(job: Job, relative: str) -> Path:
+    """A path that the backend named; it may name files of its job only. Raises ProtocolError."""
+    root = job.folder.path.resolve()
+    path = (root / relative).resolve()
+    if not path.is_relative_to(root):
+        raise protocol.ProtocolError(f"the path {relative!r} leads out of the job folder")
+    return path
+
+
+def _map_files(job: Job, maps: dict[str, str]) -> dict[str, Path]:
+    unknown = maps.keys() - set(protocol.MAP_NAMES)
+    if unknown:
+        raise protocol.ProtocolError(f"the map {sorted(unknown)[0]!r} is unknown")
+    return {name: _inside(job, maps[name]) for name in protocol.MAP_NAMES if name in maps}
+
+
+def _blender_is_rendering() -> bool:
+    return any(bpy.app.is_job_running(kind) for kind in _BLENDER_JOBS if kind in _known_jobs())
+
+
+@functools.cache
+def _known_jobs() -> frozenset[str]:
+    """The job types this Blender knows; an unknown one would raise at every tick."""
+    known = set()
+    for kind in _BLENDER_JOBS:
+        with contextlib.suppress(TypeError, ValueError):
+            bpy.app.is_job_running(kind)
+            known.add(kind)
+    return frozenset(known)
+
+
+def _blender_python() -> Path | None:
+    return Path(sys.executable) if sys.executable else None

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Maps of an unsaved file follow it: at its first save they are copied beside it. Knows files and handlers only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import bpy
+from bpy.app.handlers import persistent
+
+from . import generate, images, session
+
+
+@persistent
+def _before_save(file: str, _unused=None) -> None:
+    """Copy maps from the user's folder to the folder of the file about to be written, and point the images there.
+
+    Copied, not moved: an undo of the save's predecessor still finds the old files.
+    """
+    if not file:
+        return  # the startup file
+    try:
+        follow(Path(file).resolve().parent)
+    except OSError as error:
+        print(f"Patina: the maps could not be copied beside {file}: {error}. They stay in {generate.unsaved_root()}")
+
+
+def follow(folder: Path) -> None:
+    """Do so for a .blend in `folder`. Raises OSError."""
+    unsaved = generate.unsaved_root().resolve()
+    moved: dict[Path, Path] = {}
+    for image in [image for image in bpy.data.images if images.RUN_KEY in image]:
+        old = Path(bpy.path.abspath(image.filepath, library=image.library))
+        if image.library is not None or not old.is_file() or not old.resolve().is_relative_to(unsaved):
+            continue
+        if old.parent not in moved:
+            moved[old.parent] = images.new_folder(folder / "patina", old.parent.parent.name)
+        new = moved[old.parent] / old.name
+        images.replace_file(old, new)
+        image.filepath = str(new)  # Blender makes it relative when it writes a file for the first time
+    running = session.current()
+    for job in (running.job, running.result):
+        if job is not None and job.output in moved:
+            job.output = moved[job.output]
+
+
+def register() -> None:
+    bpy.app.handlers.save_pre.append(_before_save)
+
+
+def unregister() -> None:
+    bpy.app.handlers.save_pre.remove(_before_save)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one session of this Blender, and what drives it: Blender's timer, or a plain loop when headless."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import bpy
+
+from . import jobs
+from .status import Status
+
+
+def run_to_end(running: jobs.Session) -> Status:
+    """Headless: tick until the run has ended, with a line for each stage and tenth. Ctrl-C cancels the run."""
+    said = ""
+    while running.busy:
+        try:
+            running.tick()
+            shown = running.status
+            line = f"Patina: {int(shown.fraction * 10) * 10:3d} % {shown.stage}"
+            if shown.busy and line != said:
+                print(line, flush=True)
+                said = line
+            time.sleep(jobs.TICK_S / 2)
+        except KeyboardInterrupt:
+            running.cancel()
+    return running.status
+
+
+# The one thing that outlives calls: Blender gives an add-on no other place for a process handle.
+_session: jobs.Session | None = None
+
+
+def current() -> jobs.Session:
+    """The session of this Blender, from `register` to `unregister`."""
+    return _session
+
+
+def keep_ticking() -> None:
+    """Have Blender's timer call `tick` until the run has ended (not headless: there is no event loop then)."""
+    if not bpy.app.background and not bpy.app.timers.is_registered(_on_timer):
+        bpy.app.timers.register(_on_timer, first_interval=jobs.TICK_S, persistent=True)
+
+
+def _on_timer() -> float | None:
+    if _session is None:
+        return None
+    _session.tick()
+    return jobs.TICK_S if _session.busy else None
+
+
+def register() -> None:
+    global _session
+    _session = jobs.Session(Path(__file__).resolve().parent.parent)
+
+
+def unregister() -> None:
+    global _session
+    if bpy.app.timers.is_registered(_on_timer):
+        bpy.app.timers.unregister(_on_timer)
+    if _session is not None:
+        _session.close()
+        _session = None

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a person sets: on the object what it shall be made of, on the scene how; and the request made of both.
+
+Also declares what the panel shows of a run (`window_manager.patina`); `status` writes it. Knows no job.
+"""
+
+# ruff: noqa: F722, F821  (the annotations of property groups are values, not types)
+
+import dataclasses
+import random
+
+import bpy
+from bpy.props import (
+    BoolProperty,
+    CollectionProperty,
+    EnumProperty,
+    FloatProperty,
+    IntProperty,
+    PointerProperty,
+    StringProperty,
+)
+
+from . import protocol
+
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(protocol.TextureRequest)}
+_QUALITY_ITEMS = (
+    ("draft", "Draft", "A first look, in about a minute"),
+    ("standard", "Standard", "More views and steps; some minutes"),
+    ("high", "High", "As good as the model can do; takes long"),
+)
+_GUIDANCE_ITEMS = (
+    ("clamped", "Clamped", "Pull towards what the model sees, kept within the colours of a picture"),
+    ("sds", "Plain SDS", "Score distillation as published; needs a high guidance scale"),
+)
+
+
+def _seed_typed(self, _context) -> None:
+    self.seed_locked = True  # who types a seed wants that one
+
+
+class PATINA_PG_kept_slot(bpy.types.PropertyGroup):
+    """One material slot as it was before a run, so that it can be restored."""
+
+    run: StringProperty()
+    slot: IntProperty()
+    link: StringProperty()
+    material: PointerProperty(type=bpy.types.Material)
+    added: BoolProperty()
+
+
+class PATINA_PG_object(bpy.types.PropertyGroup):
+    prompt: StringProperty(
+        name="Prompt",
+        description="What the surface is made of, for example: rusty iron",
+        maxlen=2000,
+        options={"TEXTEDIT_UPDATE"},
+    )
+    negative_prompt: StringProperty(
+        name="Negative Prompt", description="What it shall not look like", maxlen=2000
+    )
+    seed: IntProperty(
+        name="Seed",
+        description="The same seed and settings give the same material",
+        default=_DEFAULTS["seed"],
+        min=0,
+        max=2**31 - 1,
+        update=_seed_typed,
+    )
+    seed_locked: BoolProperty(
+        name="Lock Seed", description="Keep this seed; unlocked, every run takes a new one", default=False
+    )
+    cover: EnumProperty(
+        name="Cover",
+        description="Which faces get the new material",
+        items=(
+            ("OBJECT", "Whole Object", "All faces, whatever their material slot"),
+            ("SLOT", "Active Slot", "Only the faces of the active material slot"),
+        ),
+    )
+    kept_slots: CollectionProperty(type=PATINA_PG_kept_slot)
+
+
+class PATINA_PG_scene(bpy.types.PropertyGroup):
+    quality: EnumProperty(
+        name="Quality",
+        description="Resolution, views and steps follow from it",
+        items=_QUALITY_ITEMS,
+        default=_DEFAULTS["quality"],
+    )
+    texture_size: EnumProperty(
+        name="Texture Size",
+        description="Width and height of the four maps in pixels",
+        items=[(str(size), str(size), "") for size in protocol.TEXTURE_SIZES],
+        default=str(_DEFAULTS["texture_size"]),
+    )
+    model: StringProperty(
+        name="Model", description="The diffusion model that judges the pictures", default=_DEFAULTS["model"]
+    )
+    pattern_scale: FloatProperty(
+        name="Pattern Scale",
+        description="Size of bricks, planks, stripes: 2 makes them twice as large",
+        default=_DEFAULTS["pattern_scale"],
+        min=0.05,
+        max=20.0,
+        soft_min=0.25,
+        soft_max=4.0,
+    )
+    guidance: EnumProperty(
+        name="Guidance",
+        description="How the model's opinion becomes a change of the maps",
+        items=_GUIDANCE_ITEMS,
+        default=_DEFAULTS["guidance"],
+    )
+    guidance_scale: FloatProperty(
+        name="Guidance Scale",
+        description="How strictly the prompt is followed; 0: as Quality says",
+        default=0.0,
+        min=0.0,
+        max=200.0,
+    )
+    steps: IntProperty(
+        name="Steps", description="Optimisation steps; 0: as Quality says", default=0, min=0, max=100_000
+    )
+    views: IntProperty(
+        name="Views", description="Pictures rendered in each step; 0: as Quality says", default=0, min=0, max=64
+    )
+    render_size: IntProperty(
+        name="Render Size",
+        description="Pixels of each picture; 0: what the model was made for",
+        default=0,
+        min=0,
+        max=2048,
+    )
+
+
+class PATINA_PG_run(bpy.types.PropertyGroup):
+    """What the panel shows; written by `status` only."""
+
+    busy: BoolProperty()
+    can_cancel: BoolProperty()
+    object_name: StringProperty()
+    stage: StringProperty()
+    step: IntProperty()
+    total_steps: IntProperty()
+    fraction: FloatProperty(min=0.0, max=1.0)
+    seconds_left: FloatProperty(default=-1.0)
+    note: StringProperty(description="What a person should know about the run under way")
+    level: StringProperty(default="INFO")
+    message: StringProperty(description="What came of the last run")
+    hint: StringProperty(description="What to do about it")
+    log: StringProperty(description="Where the log of a failed run is")
+    warnings: StringProperty(description="One warning a line")
+    waiting_result: StringProperty(description="The object that has a result which is not applied")
+
+
+class SettingsProblem(ValueError):
+    """The settings make no request; the text is a sentence for a person."""
+
+
+def request_for(obj: bpy.types.Object, scene: bpy.types.Scene, device: str) -> protocol.TextureRequest:
+    """The request of the object's and the scene's settings. Raises SettingsProblem."""
+    how, what = scene.patina, obj.patina
+    render_size = how.render_size
+    if 0 < render_size < 16:
+        raise SettingsProblem("Render Size must be 0 (as Quality says) or at least 16 pixels.")
+    try:
+        return protocol.TextureRequest(
+            prompt=what.prompt,
+            negative_prompt=what.negative_prompt,
+            object_name=obj.name,
+            seed=what.seed,
+            quality=how.quality,
+            texture_size=int(how.texture_size),
+            model=how.model,
+            pattern_scale=how.pattern_scale,
+            guidance=how.guidance,
+            guidance_scale=how.guidance_scale or None,
+            steps=how.steps or None,
+            views=how.views or None,
+            render_size=render_size or None,
+            device=device,
+        )
+    except protocol.ProtocolError as error:
+        sentence = str(error)
+        raise SettingsProblem(f"The {sentence.replace('_', ' ')}") from error
+
+
+def roll_seed(obj: bpy.types.Object) -> None:
+    """Give the object a new seed unless its seed is locked."""
+    if not obj.patina.seed_locked:
+        obj.patina.seed = random.SystemRandom().randrange(2**31)
+        obj.patina.seed_locked = False  # setting it has locked it
+
+
+_CLASSES = (PATINA_PG_kept_slot, PATINA_PG_object, PATINA_PG_scene, PATINA_PG_run)
+
+
+def register() -> None:
+    for cls in _CLASSES:
+        bpy.utils.register_class(cls)
+    bpy.types.Object.patina = PointerProperty(type=PATINA_PG_object)
+    bpy.types.Scene.patina = PointerProperty(type=PATINA_PG_scene)
+    bpy.types.WindowManager.patina = PointerProperty(type=PATINA_PG_run, options={"SKIP_SAVE"})
+
+
+def unregister() -> None:
+    del bpy.types.WindowManager.patina, bpy.types.Scene.patina, bpy.types.Object.patina
+    for cls in reversed(_CLASSES):
+        bpy.utils.unregister_class(cls)
