@@ -15,9 +15,11 @@ Python 3.11 and 3.13 alone; another Python may start this file as long as one of
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -63,6 +65,8 @@ def main() -> int:
         if name == "test":
             command.add_argument("--slow", action="store_true", help="the tests marked slow too")
             command.add_argument("--all-blenders", action="store_true", help="bpy 4.2, 5.0 and the real programs too")
+    sys.path.insert(0, str(ROOT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the children too, as Ctrl-C does
     options, rest = parser.parse_known_args()
     try:
         return options.function(options, rest[1:] if rest[:1] == ["--"] else rest)
@@ -144,15 +148,20 @@ def package(options: argparse.Namespace, rest: list[str]) -> int:
 
 def development_python() -> str:
     """The interpreter of .venv, which is made first if it is missing or its pins have changed."""
-    sys.path.insert(0, str(ROOT))
+    return make_environment(VENV, development_recipe())
+
+
+def development_recipe():
+    """What .venv holds: the backend's packages, bpy and the tools."""
     from addon import environment
 
-    recipe = environment.Recipe(
-        requirements=(*environment.Recipe().requirements, TEST_REQUIREMENTS),
+    recipe = environment.Recipe()
+    return dataclasses.replace(
+        recipe,
+        requirements=(*recipe.requirements, TEST_REQUIREMENTS),
         versions=BPY_VERSIONS,
-        download_mb=environment.Recipe().download_mb + BPY_MB,
+        download_mb=recipe.download_mb + BPY_MB,
     )
-    return make_environment(VENV, recipe)
 
 
 def bpy_python(short: str, version: str) -> str:
@@ -175,15 +184,11 @@ def make_environment(folder: Path, recipe) -> str:
     from addon import environment
 
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    # PATINA_PYTHON is for the backend alone; here the environment itself is what counts.
-    named = os.environ.pop("PATINA_PYTHON", None)
-    ready = environment.environment_ready(folder, recipe)
-    if named is not None:
-        os.environ["PATINA_PYTHON"] = named
-    if not ready:
+    if not environment.is_built(folder, recipe):
         say(f"setting up {folder.relative_to(ROOT)} (once; the log is {folder.name}.log)")
         started = time.monotonic()
-        pythons = (Path(sys.executable), *environment.python_candidates())
+        own = Path(getattr(sys, "_base_executable", sys.executable))  # inside a virtual environment: what it is made of
+        pythons = (own, *environment.python_candidates())
         watch_build(environment.EnvironmentBuild(folder, pythons, recipe))
         say(f"{folder.relative_to(ROOT)} is ready after {time.monotonic() - started:.0f} s")
     works = folder / "patina-bpy-works"

@@ -31,6 +31,12 @@ PROBE_INDEX = (
     "import os, sys; from pip._vendor import requests; "
     "sys.exit(0 if requests.get(sys.argv[1], timeout=6, verify=os.environ.get('PIP_CERT', True)).ok else 1)"
 )
+# pip, ended as soon as its stdin is closed: when Blender is killed, nobody is left to cancel the installation.
+PIP = (
+    "import os, runpy, threading\n"
+    "threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()\n"
+    "runpy.run_module('pip', run_name='__main__', alter_sys=True)"
+)
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 TORCH_CUDA_INDEX = "https://download.pytorch.org/whl/cu130"  # Windows only: on Linux the plain index has CUDA builds
 PROBE_LIMIT_S = 20.0
@@ -78,11 +84,14 @@ def environment_python(folder: Path) -> Path:
 def environment_ready(folder: Path, recipe: Recipe | None = None) -> bool:
     """Can the backend be started from this folder as it is? True as well when PATINA_PYTHON names an interpreter."""
     named = chosen_python()
-    if named is not None:
-        return named.is_file()
+    return named.is_file() if named is not None else is_built(folder, recipe or Recipe())
+
+
+def is_built(folder: Path, recipe: Recipe) -> bool:
+    """Does the folder hold the environment that the recipe describes, built to the end?"""
     try:
         stamp = json.loads((folder / STAMP).read_text("utf-8"))
-        return stamp["fingerprint"] == (recipe or Recipe()).fingerprint() and _venv_python(folder).exists()
+        return stamp["fingerprint"] == recipe.fingerprint() and _venv_python(folder).exists()
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -187,6 +196,8 @@ class EnvironmentBuild:
 
     def _find_python(self) -> Iterator[tuple[float, str]]:
         for candidate in dict.fromkeys(self.pythons):
+            if self.folder in candidate.parents:
+                continue  # it would be deleted while it works
             answer: list[str] = []
             try:
                 code = yield from self._run([str(candidate), "-I", "-c", PROBE], PROBE_LIMIT_S, answer.append)
@@ -207,7 +218,7 @@ class EnvironmentBuild:
 
     def _install(self) -> Iterator[tuple[float, str]]:
         python = str(_venv_python(self.folder))
-        pip = [python, "-I", "-X", "utf8", "-m", "pip", "--no-input", "--disable-pip-version-check", "install"]
+        pip = [python, "-I", "-X", "utf8", "-c", PIP, "--no-input", "--disable-pip-version-check", "install"]
         yield 0.04, "Updating pip"
         # A newer pip tells how far a download is. Without it, things work all the same.
         yield from self._run([*pip, "--upgrade", "pip"], CHECK_LIMIT_S)
@@ -239,14 +250,14 @@ class EnvironmentBuild:
             start = log.seek(0, os.SEEK_END)
             self._child = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # nothing is ever written: its end means that we are gone
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**worker.clean_environment(), "PYTHONUNBUFFERED": "1"},
                 **worker.own_group(),
             )
         deadline = time.monotonic() + limit_s
-        with open(self.log, "rb") as output:
+        with self._child.stdin, open(self.log, "rb") as output:
             output.seek(start)
             while True:
                 code = self._child.poll()  # before reading: what it printed last is there once it has ended
