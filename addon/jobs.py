@@ -23,6 +23,8 @@ from .placing import Place
 TICK_S = 0.1
 _SILENT_GIVE_UP_S = 30.0  # no sign of life; `worker` calls it stuck after 10
 _EVENT_GIVE_UP_S = 900.0  # signs of life, but nothing happens
+_END_GIVE_UP_S = 12.0  # asked to end, terminated, killed: longer than `worker` takes for that
+_BYTES_A_TICK = 1 << 16  # of events: a flood takes several ticks, none of them long
 _MOST_WARNINGS = 12
 _BLENDER_JOBS = ("RENDER", "OBJECT_BAKE", "OBJECT_BAKE_TEXTURE", "COMPOSITE")
 
@@ -110,6 +112,8 @@ class Session:
         try:
             if self._build is not None:
                 self._tick_build(job)
+            elif job.giving_up is not None:
+                self._wait_for_end(job)
             elif job.outcome is None:
                 self._read_events(job)
                 self._watch_process(job)
@@ -156,7 +160,7 @@ class Session:
 
     def _read_events(self, job: Job) -> None:
         try:
-            events, job.offset = protocol.read_lines(job.attempt.events, job.offset, protocol.Event)
+            events, job.offset = protocol.read_lines(job.attempt.events, job.offset, protocol.Event, _BYTES_A_TICK)
             for event in events:
                 job.last_event = time.monotonic()
                 self._take(job, event)
@@ -189,18 +193,15 @@ class Session:
                 job.pending = _map_files(job, event.maps)
             if isinstance(event, protocol.Done):
                 job.report = _inside(job, event.report)
-            job.outcome = job.giving_up or event
+            job.outcome = event
 
     def _watch_process(self, job: Job) -> None:
-        if job.outcome is not None:
+        if job.outcome is not None or job.giving_up is not None:
             return
         if self._worker.poll() is not None:
-            while job.outcome is None:  # what it wrote before it died
-                before = job.offset
-                self._read_events(job)
-                if job.offset == before:
-                    break
-            if job.outcome is None:
+            before = job.offset
+            self._read_events(job)  # what it wrote before it died, over several ticks if it is much
+            if job.offset == before and job.outcome is None and job.giving_up is None:
                 self._ended_without_a_word(job)
             return
         self.status.note = ""
@@ -217,9 +218,7 @@ class Session:
             )
 
     def _ended_without_a_word(self, job: Job) -> None:
-        if job.giving_up is not None:
-            job.outcome = job.giving_up
-        elif job.cancelling:
+        if job.cancelling:
             job.outcome = protocol.Cancelled(self.status.step)
         else:
             last = self._worker.last_log_lines(1)
@@ -229,10 +228,17 @@ class Session:
 
     def _give_up(self, job: Job, message: str, hint: str) -> None:
         """End the process (asked first, then terminated, then killed by `worker`) and fail with this sentence."""
-        if job.giving_up is None:
-            job.giving_up = protocol.Failed("internal", message, hint)
-            self.status.stage, self.status.can_cancel = "Ending the backend", False
-            self._worker.request_cancel(job.folder, job.attempt.number)
+        job.giving_up, job.last_event = protocol.Failed("internal", message, hint), time.monotonic()
+        self.status.stage, self.status.can_cancel = "Ending the backend", False
+        self._worker.request_cancel(job.folder, job.attempt.number)
+        self._worker.close()
+
+    def _wait_for_end(self, job: Job) -> None:
+        if self._worker.poll() is None and time.monotonic() - job.last_event > _END_GIVE_UP_S:
+            self._worker.stop(0.0)
+        if self._worker.poll() is not None:
+            self.status.log = str(self._worker.log)
+            job.outcome, job.giving_up = job.giving_up, None
 
     # --- showing ---
 

@@ -63,9 +63,9 @@ def choose_uv_layer(obj: bpy.types.Object, shown: bpy.types.Mesh, slot: int | No
         report = uv_check.usability(*_uvs_and_areas(shown, layer.name, slot))
         if report.usable:
             return layer.name, ""
-        if report.overlap and base.uv_layers.get(layer.name) and len(base.polygons) and obj.modifiers:
-            if uv_check.usability(*_uvs_and_areas(base, layer.name, slot)).usable:
-                return layer.name, "Copies made by modifiers share one texture."
+        by_modifiers = report.overlap and obj.modifiers and len(base.polygons) and layer.name in base.uv_layers
+        if by_modifiers and uv_check.usability(*_uvs_and_areas(base, layer.name, slot)).usable:
+            return layer.name, "Copies made by modifiers share one texture."
         reasons.append(f"UV layer {layer.name} {report.reason}")
     return "", "; ".join(reasons) or "there are no UVs"
 
@@ -81,7 +81,8 @@ def read(obj: bpy.types.Object, shown: bpy.types.Mesh, uv_layer: str, slot: int 
     vertices = _get(shown.vertices, "co", 3)
     if not np.isfinite(vertices[_get(shown.loops, "vertex_index", 1, np.int32)]).all():
         raise MeshProblem(
-            f"{obj.name} has vertices without a position (NaN or infinite). Delete them, or the modifier that makes them."
+            f"{obj.name} has vertices without a position (NaN or infinite). "
+            "Delete them, or the modifier that makes them."
         )
     stretch, unstretch = _stretch(obj)
     corners = triangles.loops

@@ -108,7 +108,8 @@ def _draw_run(layout, context, shown) -> None:
     column.progress(factor=shown.fraction, type="BAR", text=text)
     row = column.row()
     left = status.duration(shown.seconds_left) if shown.seconds_left >= 0 else ""
-    row.label(text=_("{time} left").format(time=left) if left else _("Texturing {object}").format(object=shown.object_name))
+    waiting = _("Texturing {object}").format(object=shown.object_name)
+    row.label(text=_("{time} left").format(time=left) if left else waiting)
     row.operator("patina.cancel", icon="X")
     if shown.note:
         _text(column, context, shown.note, "INFO")

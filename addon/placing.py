@@ -69,7 +69,10 @@ def put(place: Place, obj: bpy.types.Object, folder: Path) -> None:
 
 
 def put_again(place: Place, obj: bpy.types.Object, folder: Path) -> None:
-    """Bring a finished run's material back after it was undone or taken off. Raises MeshProblem, OSError, RuntimeError."""
+    """Bring a finished run's material back after it was undone or taken off.
+
+    Raises MeshProblem, OSError, RuntimeError.
+    """
     mesh = obj.data
     if place.own_uvs is not None and place.uv_layer not in mesh.uv_layers:
         uvs = np.load(place.own_uvs, allow_pickle=False)

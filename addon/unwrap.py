@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A new UV layer for a mesh whose own UVs cannot serve. Existing layers, selection and active layers stay as they are."""
+"""A new UV layer for a mesh whose own UVs cannot serve. Layers, selection and what is active stay as they are."""
 
 from __future__ import annotations
 
@@ -76,7 +76,11 @@ def _smart_project(double: bpy.types.Object) -> np.ndarray:
     bpy.ops.mesh.select_all(action="SELECT")
     # It packs as well; pack_islands after it gave a worse layout (AABB) or hung for ever (CONVEX, Blender 4.5).
     bpy.ops.uv.smart_project(
-        angle_limit=math.radians(66.0), island_margin=0.004, area_weight=0.0, correct_aspect=False, scale_to_bounds=False
+        angle_limit=math.radians(66.0),
+        island_margin=0.004,
+        area_weight=0.0,
+        correct_aspect=False,
+        scale_to_bounds=False,
     )
     bpy.ops.object.mode_set(mode="OBJECT")
     uvs = np.empty(len(mesh.loops) * 2, np.float32)
