@@ -152,4 +152,4 @@ def _fill_channel(channel: torch.Tensor, covered: torch.Tensor, weights: list[to
         above = F.interpolate(coarse * trust, size=own.shape[-2:], mode="bilinear", align_corners=False)
         above /= F.interpolate(trust, size=own.shape[-2:], mode="bilinear", align_corners=False)
         coarse = torch.where(own > 0, total / own.clamp_min(1e-30), above)
-    return torch.where(covered, channel, coarse[0, 0])
+    return coarse[0, 0]  # of a covered texel: itself / 1, bit-equal

@@ -104,6 +104,17 @@ def test_gutters_take_the_colour_of_the_nearest_island():
     assert off.max() < 0.1
 
 
+def test_wide_gutters_are_not_mixed_near_an_island():
+    covered = torch.zeros(128, 128, dtype=torch.bool)
+    covered[8:120, 4:36] = covered[8:120, 93:125] = True
+    values = torch.zeros(128, 128, 1)
+    values[:, 64:] = 1.0
+    row = maps.fill_uncovered(values, covered)[64, :, 0]
+    print([round(x, 3) for x in row[36:93].tolist()])
+    assert row[36:49].max() < 0.01 and row[80:93].min() > 0.99
+    assert (row.diff() >= -1e-6).all()
+
+
 def test_mips_of_a_filled_map_show_no_background():
     # The reason for the filling: averaged down 16 times, an island's texels hold its colour alone.
     covered = torch.zeros(256, 256, dtype=torch.bool)

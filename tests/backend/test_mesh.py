@@ -57,6 +57,13 @@ def test_a_mesh_comes_back_in_the_unit_sphere(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["mesh.npz"]
 
 
+def test_rounding_leaves_no_vertex_outside_of_the_sphere(tmp_path):
+    for seed in range(30):
+        mesh.save_job_mesh(tmp_path / "mesh.npz", some_arrays(seed=seed))
+        loaded = mesh.load_job_mesh(tmp_path / "mesh.npz")
+        assert np.linalg.norm(loaded.positions.astype(np.float64), axis=2).max() <= 1
+
+
 @pytest.mark.parametrize(("scale", "shift"), [(1e-12, 0), (1e-3, 0), (1e12, 0), (1, 1e4)])
 def test_any_size_and_place(tmp_path, scale, shift):
     arrays = some_arrays()

@@ -71,12 +71,17 @@ def glb(tmp_path, *, normals=True, node=None, index=(0, 1, 2, 0, 2, 3), extra=No
     return path
 
 
-def ply(tmp_path, faces="4 0 1 2 3", count=1, uvs=True):
-    rows = ["ply", "format ascii 1.0", "element vertex 4", *(f"property float {n}" for n in ("x", "y", "z"))]
+PLY_NORMALS = np.array([[0, 0, 1], [0, 0.6, 0.8], [0.6, 0, 0.8], [0, -0.6, 0.8]], np.float32)
+
+
+def ply(tmp_path, faces="4 1 2 3 4", count=1, uvs=True):
+    """The square, behind a vertex that no face uses."""
+    rows = ["ply", "format ascii 1.0", "element vertex 5", *(f"property float {n}" for n in ("x", "y", "z"))]
     rows += [f"property float {n}" for n in ("nx", "ny", "nz", *(("s", "t") if uvs else ()))]
     rows += [f"element face {count}", "property list uchar uint vertex_indices", "end_header"]
-    for point, texture in zip(SQUARE, SQUARE_UVS, strict=True):
-        rows.append(" ".join(map(str, [*point, 0, 0, 1, *(texture if uvs else ())])))
+    rows.append("9 9 9 1 0 0" + (" 0 0" if uvs else ""))
+    for point, normal, texture in zip(SQUARE, PLY_NORMALS, SQUARE_UVS, strict=True):
+        rows.append(" ".join(map(str, [*point, *normal, *(texture if uvs else ())])))
     path = tmp_path / "mesh.ply"
     path.write_text("\n".join([*rows, faces, ""]))
     return path
@@ -161,9 +166,17 @@ def test_gltf_nodes_move_turn_and_mirror(tmp_path):
     assert np.allclose(stretched.normals / 0.25, [0, -1, 0]) and np.allclose(loaded["normals"], [0, -1, 0])
 
 
-def test_gltf_images_are_not_opened(tmp_path):
+def test_gltf_images_are_not_opened(tmp_path, monkeypatch):
+    import trimesh
+
+    asked = []
+    get = trimesh.resolvers.FilePathResolver.get
+    monkeypatch.setattr(
+        trimesh.resolvers.FilePathResolver, "get", lambda self, name: asked.append(name) or get(self, name)
+    )
     extra = {"images": [{"uri": "../missing.png"}], "textures": [{"source": 0}]}
     assert_square(mesh_file.read_corners(glb(tmp_path, extra=extra, suffix=".gltf")))
+    assert asked == ["mesh.bin"]
 
 
 def test_compressed_gltf_is_refused(tmp_path):
@@ -172,11 +185,12 @@ def test_compressed_gltf_is_refused(tmp_path):
         mesh_file.read_corners(path)
 
 
-@pytest.mark.parametrize(("faces", "count"), [("4 0 1 2 3", 1), ("3 0 1 2\n3 0 2 3", 2)])
+@pytest.mark.parametrize(("faces", "count"), [("4 1 2 3 4", 1), ("3 3 1 2\n3 4 1 3", 2)])
 def test_ply_stays_as_it_is(tmp_path, faces, count):
     corners = mesh_file.read_corners(ply(tmp_path, faces, count))
     assert_square(corners, SQUARE, (0, 0, 1))
-    assert np.allclose(corners.normals, [0, 0, 1])
+    which = np.abs(corners.positions[:, :, None] - SQUARE).max(axis=3).argmin(axis=2)
+    assert np.allclose(corners.normals, PLY_NORMALS[which])
 
 
 def test_a_concave_polygon_is_covered_once(tmp_path):
