@@ -56,7 +56,7 @@ class Recipe:
     constraints: Path = BACKEND / "constraints.txt"
     versions: tuple[str, ...] = ("3.11", "3.12", "3.13")
     download_mb: int = 280  # about; with CUDA it is CUDA_DOWNLOAD_MB more
-    check: str = "import torch, diffusers, safetensors, numpy, PIL, trimesh, xatlas"
+    check: str = "import torch, diffusers, safetensors, numpy, PIL, scipy, trimesh, xatlas"
 
     def fingerprint(self) -> str:
         """Changes with every change of the pins. Raises OSError when a file is missing."""
@@ -228,7 +228,8 @@ class EnvironmentBuild:
         said: list[str] = []
         yield from self._run([python, "-I", "-m", "pip", "--version"], CHECK_LIMIT_S, said.append)
         bar = "raw" if _pip_version(said) >= (24, 1) else "off"
-        pip += ["--progress-bar", bar, "--constraint", str(self.recipe.constraints)]
+        # What is used is compiled when it is first imported, which is much less than everything.
+        pip += ["--no-compile", "--progress-bar", bar, "--constraint", str(self.recipe.constraints)]
         pip += [part for path in self.recipe.requirements for part in ("--requirement", str(path))]
         for extra in dict.fromkeys((index, None)):  # if it fails with PyTorch's own index, then without
             output = PipOutput(self.folder, self.recipe.download_mb + (CUDA_DOWNLOAD_MB if has_nvidia() else 0))

@@ -2,6 +2,7 @@
 """The import rules of DESIGN 3.2, read from the source: who may know whom."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,6 @@ def test_the_rules_see_the_files():
 
 @pytest.mark.parametrize("path", ADDON, ids=name)
 def test_addon_imports(path):
-    import sys
-
     for root, level, at_top in imports_of(path):
         if level:
             assert level == 1, f"{name(path)}: an add-on's rooms are side by side"
@@ -52,8 +51,6 @@ def test_addon_imports(path):
 
 
 def test_the_protocol_needs_the_standard_library_alone():
-    import sys
-
     for root, level, _ in imports_of(ROOT / "addon" / "protocol.py"):
         assert level == 0 and root in sys.stdlib_module_names
 
@@ -96,3 +93,10 @@ def test_every_file_says_its_licence(path):
     first = path.read_text("utf-8").splitlines()[0]
     apache = name(path).startswith("backend/") or name(path) == "addon/protocol.py"
     assert first == f"# SPDX-License-Identifier: {'Apache-2.0' if apache else 'GPL-3.0-or-later'}"
+
+
+def test_the_backend_imports_only_what_is_installed_for_it():
+    pins = (ROOT / "backend" / "requirements.txt").read_text("utf-8").splitlines()
+    installed = {line.partition("==")[0].replace("pillow", "PIL") for line in pins if "==" in line}
+    imported = {root for path in BACKEND for root, level, _ in imports_of(path) if not level}
+    assert imported - sys.stdlib_module_names - {"addon"} == installed
