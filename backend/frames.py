@@ -7,6 +7,8 @@ Knows triangles as arrays of corners; knows no files and no textures.
 from __future__ import annotations
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 _CHUNK = 1 << 18  # triangles worked on at a time, so that temporaries stay small
 
@@ -197,15 +199,6 @@ def same_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def components(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """For each of `count` items the smallest item it is linked with through the pairs `a`, `b`."""
-    label = np.arange(count)
-    a, b = a.ravel(), b.ravel()
-    while True:
-        low = np.minimum(label[a], label[b])
-        changed = (label[a] != low) | (label[b] != low)
-        if not changed.any():
-            return label
-        np.minimum.at(label, label[a], low)
-        np.minimum.at(label, label[b], low)
-        while not np.array_equal(label, label[label]):
-            label = label[label]
+    """For each of `count` items the number of the connected part it is in, by the pairs `a`, `b`."""
+    links = coo_array((np.ones(a.size, np.int8), (a.ravel(), b.ravel())), shape=(count, count))
+    return connected_components(links, directed=False)[1]
