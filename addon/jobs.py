@@ -21,6 +21,7 @@ from . import environment, images, placing, preferences, protocol, status, worke
 from .placing import Place
 
 TICK_S = 0.1
+PUBLISH_S = 0.4  # the sidebar is drawn anew that often at most: on a weak machine more would swallow clicks
 _SILENT_GIVE_UP_S = 30.0  # no sign of life; `worker` calls it stuck after 10
 _EVENT_GIVE_UP_S = 900.0  # signs of life, but nothing happens
 _END_GIVE_UP_S = 12.0  # asked to end, terminated, killed: longer than `worker` takes for that
@@ -59,6 +60,7 @@ class Session:
         self.thumbnail_file: Path | None = None
         self._build: environment.EnvironmentBuild | None = None
         self._worker: worker.Worker | None = None
+        self._published = 0.0
 
     @property
     def busy(self) -> bool:
@@ -123,7 +125,9 @@ class Session:
                     self._finish(job)
         except OSError as error:  # a full disk, a folder taken away: the maps stay in the job folder
             self._finish(job, protocol.Failed("disk_full", f"A file could not be written: {_words(error)}", _KEPT))
-        status.publish(self.status)
+        if self.job is not None and time.monotonic() - self._published > PUBLISH_S:
+            self._published = time.monotonic()
+            status.publish(self.status)
 
     # --- starting ---
 
@@ -264,7 +268,8 @@ class Session:
         if name == "base_color":
             self.thumbnail_file = target
             self.thumbnails.clear()
-            self.thumbnails.load("base_color", str(target), "IMAGE")
+            # Asking for the size has it read now: read in the background it flickers at every preview.
+            _ = self.thumbnails.load("base_color", str(target), "IMAGE").image_size[0]
 
     def _finish(self, job: Job, outcome: protocol.Event | None = None) -> None:
         outcome = outcome or job.outcome

@@ -33,7 +33,7 @@ class PATINA_PT_main(_Sidebar, bpy.types.Panel):
         if shown.busy:
             _draw_run(layout, context, shown)
         else:
-            _draw_generate(layout, obj)
+            _draw_generate(layout, context, obj)
         _draw_outcome(layout, context, shown)
         row = layout.row(align=True)
         row.operator("patina.show_textures", icon="SHADING_TEXTURE")
@@ -77,9 +77,10 @@ def _draw_settings(layout, obj, scene) -> None:
     column.use_property_split = False
     column.prop(obj.patina, "prompt", text="", icon="SHADING_RENDERED", placeholder=_("Prompt: rusty iron"))
     column.prop(obj.patina, "negative_prompt", text="", icon="REMOVE", placeholder=_("Not: scratches"))
-    column = layout.column()
-    row = column.row()
+    row = layout.row()
+    row.use_property_split = False
     row.prop(scene.patina, "quality", expand=True)
+    column = layout.column()
     column.prop(scene.patina, "texture_size")
     column.prop(scene.patina, "pattern_scale")
     row = column.row(align=True)
@@ -90,14 +91,14 @@ def _draw_settings(layout, obj, scene) -> None:
         column.prop(obj.patina, "cover")
 
 
-def _draw_generate(layout, obj) -> None:
+def _draw_generate(layout, context, obj) -> None:
     column = layout.column()
     reason = generate.refusal(session.current(), obj)
     row = column.row()
     row.scale_y = 1.4
     row.operator("patina.generate", icon="MATERIAL")
     if reason:
-        column.label(text=_(reason), icon="INFO")
+        _text(column, context, reason, "INFO")
 
 
 def _draw_run(layout, context, shown) -> None:

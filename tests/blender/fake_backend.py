@@ -73,7 +73,7 @@ def run_job(command) -> None:
 
     if "silent" in words:
         time.sleep(600)
-    steps = 40 if "slow" in words else 4
+    steps = 3000 if "endless" in words else 40 if "slow" in words else 4
     say(protocol.Started("fake", "cpu", "fake", steps))
     for step in range(1, steps + 1):
         if step == 2 and "killed" in words:
