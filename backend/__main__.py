@@ -185,7 +185,7 @@ def _doctor(_: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from . import evaluate
 
-    names = sorted(module.name for module in pkgutil.iter_modules(evaluate.__path__))
+    names = sorted(m.name for m in pkgutil.iter_modules(evaluate.__path__) if not m.name.startswith("_"))
     if options.name not in names:
         known = ", ".join(names) or "none in this package"
         raise UsageError(f"There is no evaluation {options.name!r}; there are: {known}.", protocol.EXIT_USAGE)

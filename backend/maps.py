@@ -62,6 +62,12 @@ def write_maps(
     return paths
 
 
+def read_map(path: Path) -> np.ndarray:
+    """A written map as stored values (H,W,3) or (H,W) float32 in 0..1, row 0 at the top."""
+    with Image.open(path) as image:
+        return np.asarray(image, dtype=np.float32) / 255
+
+
 def fill_uncovered(values: torch.Tensor, covered: torch.Tensor) -> torch.Tensor:
     """`values` (H,W,C) with every texel outside of `covered` (H,W) bool filled from covered ones.
 

@@ -29,8 +29,9 @@ VOLUME_SIDES = (1, 6, 16, 40)
 COARSEST_LEVEL = 32
 TILT_MAX = 0.7  # of the normal's x and y: about 45 degrees
 BASE_COLOR, METALLIC, ROUGHNESS, NORMAL = slice(0, 3), 3, 4, slice(5, 7)
-# A grey, dielectric, fairly rough and smooth start.
-START = (0.0, 0.0, 0.0, -0.6, 0.0, 0.0, 0.0)
+# Grey, half rough, undecided between metal and dielectric: at object level, where a run begins, the light
+# tells them apart from either side, while a start at 0 can stay there (metallic is bistable).
+START = (0.0, 0.0, 0.0, -0.1, 0.0, 0.0, 0.0)
 # How fast each channel may move against the base colour.
 SPEED = (1.0, 1.0, 1.0, 1.0, 0.7, 0.5, 0.5)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prior that ships with Patina: v-prediction in pixel space, told about geometry and light."""
+"""The prior that ships with Patina: predicts the clean picture in pixel space, told about geometry and light."""
 
 from __future__ import annotations
 
@@ -62,17 +62,14 @@ class BuiltInPrior:
         scale = conditions.scale_of(scene.extent, density, scene.size).to(self.device)
         words = self._words.to(self.device).long().repeat_interleave(count, 0)
         with torch.autocast(self.device.type, torch.bfloat16):
-            v = network.predict_v(
+            x0_hat = network.predict_x0(
                 self.unet,
                 noisy.repeat(2, 1, 1, 1),
                 condition.repeat(2, 1, 1, 1),
                 timestep.to(self.device).repeat(2),
                 self.conditioner(words, scale.repeat(2)),
-            ).float()
-        alpha_bar = self.alphas_cumprod.to(self.device)[timestep].view(-1, 1, 1, 1)
-        a, s = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        conditional, unconditional = v.chunk(2)
-        return Prediction(a * noisy - s * conditional, a * noisy - s * unconditional)
+            )
+        return Prediction(*x0_hat.chunk(2))
 
     def _condition(self, scene: Scene) -> Tensor:
         gbuffer = scene.gbuffer

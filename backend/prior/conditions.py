@@ -20,6 +20,7 @@ from ..rasterize import GBuffer
 from ..shading import SurfaceMaps, linear_to_srgb, shade
 
 CONDITION_CHANNELS = 25
+COVERAGE_CHANNEL = 12
 BLOCK = 4  # pixels to a side that become channels
 FREQUENCIES = (1.0, 4.0)  # periods 2 and 0.5 of the pattern coordinates
 BACKGROUND = 0.5  # display value behind the object

@@ -2,7 +2,10 @@
 """The built-in prior's network: a diffusers UNet on pixel blocks, and its word table.
 
 `Conditioner` turns word numbers and the picture's scale into the vector that the UNet takes in place
-of a class embedding. Knows tensors; it does not know prompts, pictures on disk or schedules.
+of a class embedding. The UNet does not paint the picture itself: for every pixel it says how much of
+each of the three fixed-material renders to take, per colour, and what to add. So shading and
+silhouettes are exact from the first step on, and what is left to learn are materials.
+Knows tensors; it does not know prompts, pictures on disk or schedules.
 """
 
 from __future__ import annotations
@@ -11,16 +14,18 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
-from .conditions import BLOCK, CONDITION_CHANNELS
+from .conditions import BACKGROUND, BLOCK, CONDITION_CHANNELS, COVERAGE_CHANNEL
 
 WORD_WIDTH = 192
+RENDERS = 3  # fixed-material renders, first in the condition
+HEAD_CHANNELS = 3 * RENDERS + 3  # a gain per render and colour, and a remainder
 
 
 def new_unet(widths: tuple[int, int, int] = (128, 160, 160), layers: int = 1, size: int = 64) -> UNet2DModel:
     return UNet2DModel(
         sample_size=size // BLOCK,
         in_channels=(3 + CONDITION_CHANNELS) * BLOCK**2,
-        out_channels=3 * BLOCK**2,
+        out_channels=HEAD_CHANNELS * BLOCK**2,
         block_out_channels=widths,
         layers_per_block=layers,
         down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
@@ -35,7 +40,7 @@ def new_unet(widths: tuple[int, int, int] = (128, 160, 160), layers: int = 1, si
 
 def new_scheduler() -> DDPMScheduler:
     return DDPMScheduler(
-        num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False
+        num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=False
     )
 
 
@@ -57,7 +62,11 @@ class Conditioner(nn.Module):
         return self.mix(torch.cat((known.sum(1) + nothing, features), dim=1))
 
 
-def predict_v(unet: UNet2DModel, noisy: Tensor, condition: Tensor, timestep: Tensor, embedding: Tensor) -> Tensor:
-    """v (B, 3, H, W) for noisy pictures (B, 3, H, W) and conditions (B, 25, H, W)."""
+def predict_x0(unet: UNet2DModel, noisy: Tensor, condition: Tensor, timestep: Tensor, embedding: Tensor) -> Tensor:
+    """x0_hat (B, 3, H, W) in -1..1 for noisy pictures (B, 3, H, W) and conditions (B, 25, H, W)."""
     blocks = nn.functional.pixel_unshuffle(torch.cat((noisy, condition), dim=1), BLOCK)
-    return nn.functional.pixel_shuffle(unet(blocks, timestep, class_labels=embedding).sample, BLOCK)
+    head = nn.functional.pixel_shuffle(unet(blocks, timestep, class_labels=embedding).sample, BLOCK).float()
+    coverage = condition[:, COVERAGE_CHANNEL : COVERAGE_CHANNEL + 1]
+    renders = (condition[:, : 3 * RENDERS] + 1) / 2 * (coverage > 0)
+    painted = (head[:, : 3 * RENDERS] * renders).unflatten(1, (RENDERS, 3)).sum(1) + head[:, 3 * RENDERS :]
+    return coverage * (2 * painted - 1) + (1 - coverage) * (2 * BACKGROUND - 1)

@@ -67,7 +67,7 @@ class Prior(nn.Module):
 
 
 def batch_loss(prior: Prior, batch: dict[str, Tensor], alphas_cumprod: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean squared error of v, object pixels counting ten times as much as the flat background."""
+    """Mean squared error of x0 over the object's pixels."""
     device = alphas_cumprod.device
     count = len(batch["scale"])
     x0 = batch["target"].to(device).float() / 127.5 - 1
@@ -86,10 +86,8 @@ def batch_loss(prior: Prior, batch: dict[str, Tensor], alphas_cumprod: Tensor, g
     a, s = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
     with torch.autocast(device.type, torch.bfloat16):
         embedding = prior.conditioner(numbers, batch["scale"].to(device))
-        v = network.predict_v(prior.unet, a * x0 + s * noise, condition, timestep, embedding)
-    error = (v.float() - (a * noise - s * x0)) ** 2
-    weight = 0.1 + 0.9 * (coverage > 0)
-    return (error * weight).sum() / (weight.sum() * 3)
+        x0_hat = network.predict_x0(prior.unet, a * x0 + s * noise, condition, timestep, embedding)
+    return ((x0_hat - x0) ** 2 * coverage).sum() / (coverage.sum() * 3)
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -102,6 +100,9 @@ def train(arguments: argparse.Namespace) -> None:
     alphas_cumprod = network.new_scheduler().alphas_cumprod.to(device)
     facts = {"step": 0, "pictures_seen": 0, "minutes": 0.0, "seed": arguments.seed, "batch": arguments.batch}
     state_file = arguments.state / "state.pt"
+    if arguments.warm_start and not state_file.exists():
+        warm_start(prior, arguments.warm_start)
+        average.load_state_dict(prior.state_dict())
     if state_file.exists():
         state = torch.load(state_file, map_location=device, weights_only=True)
         prior.load_state_dict(state["prior"])
@@ -144,6 +145,13 @@ def train(arguments: argparse.Namespace) -> None:
             saved = time.monotonic()
 
 
+def warm_start(prior: Prior, state_file: Path) -> None:
+    """Take over every weight of an earlier network that still has its shape."""
+    old = torch.load(state_file, map_location="cpu", weights_only=True)["average"]
+    own = prior.state_dict()
+    prior.load_state_dict({k: old[k] if k in old and old[k].shape == v.shape else v for k, v in own.items()})
+
+
 def save(arguments, prior: Prior, average: Prior, optimiser: torch.optim.Optimizer, facts: dict) -> None:
     state = {"prior": prior.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict()}
     beside = arguments.state / "state.part"
@@ -177,6 +185,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--export", type=Path)
+    parser.add_argument("--warm-start", type=Path, help="state.pt of an earlier training")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.state.mkdir(parents=True, exist_ok=True)
