@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A real Blender with its window on a virtual screen, driven by the mouse: what a person sees and does.
+
+    python -m tests.blender.window --prompt "rusty iron" --out docs      # the README's pictures of the panel
+
+Needs $BLENDER with the extension installed (BLENDER_USER_RESOURCES), Xvfb, xdotool and ImageMagick's import.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+SCREEN = (1600, 900)
+TOOLS = ("Xvfb", "xdotool", "import", "convert")
+# In pixels of the screen above, with Blender's default theme and layout (same places in 4.3 and 5.2).
+TAB, PROMPT, GENERATE, CANCEL, NOWHERE = (1299, 322), (1165, 127), (1165, 279), (1215, 298), (440, 770)
+PANEL_CROP = "300x640+1022+84"
+PICTURE_CROP = "880x640+440+84"
+
+_INSIDE = """
+import bpy, json, os
+bpy.context.preferences.view.show_splash = False
+STATE = {state!r}
+def prepare():
+    for item in list(bpy.data.objects):
+        bpy.data.objects.remove(item)
+    bpy.ops.mesh.primitive_{shape}_add()
+    item = bpy.context.object
+    if {shape!r} == "monkey":
+        item.modifiers.new("Subdivision", "SUBSURF").levels = 2
+        bpy.ops.object.shade_smooth()
+    for area in bpy.context.window_manager.windows[0].screen.areas:
+        if area.type == "VIEW_3D":
+            space = area.spaces.active
+            space.show_region_ui = True
+            space.shading.type = {shading!r}
+            space.region_3d.view_distance = 5.5
+            space.overlay.show_floor = space.overlay.show_axis_x = space.overlay.show_axis_y = False
+            from mathutils import Euler, Vector
+            space.region_3d.view_rotation = Euler((1.25, 0, 0.5)).to_quaternion()
+            space.region_3d.view_location = Vector((0.5, 0.3, 0))
+    bpy.ops.ed.undo_push(message="prepared")
+    bpy.app.timers.register(tell, first_interval=0.2, persistent=True)
+def tell():
+    run, item = bpy.context.window_manager.patina, bpy.context.view_layer.objects.active
+    slots = [slot.material.name for slot in item.material_slots if slot.material] if item else []
+    said = {{"busy": run.busy, "step": run.step, "message": run.message, "level": run.level, "slots": slots,
+             "prompt": item.patina.prompt if item else None, "hint": run.hint}}
+    with open(STATE + ".part", "w") as file:
+        json.dump(said, file)
+    os.replace(STATE + ".part", STATE)
+    return 0.2
+bpy.app.timers.register(prepare, first_interval=0.5)
+"""
+
+
+class Window:
+    """One running Blender and its screen."""
+
+    def __init__(self, display: str, state: Path, process: subprocess.Popen) -> None:
+        self._state, self.process = state, process
+        self._environment = {**os.environ, "DISPLAY": display}
+
+    def told(self) -> dict:
+        """What Blender last said of itself; empty before it has said anything."""
+        try:
+            return json.loads(self._state.read_text())
+        except (OSError, ValueError):
+            return {}
+
+    def wait(self, condition, limit: float) -> dict:
+        """Wait until `condition(told)`; raises TimeoutError with what Blender said last."""
+        end = time.monotonic() + limit
+        while not (said := self.told()) or not condition(said):
+            if time.monotonic() > end or self.process.poll() is not None:
+                raise TimeoutError(f"Blender (exit {self.process.poll()}) said last: {said}")
+            time.sleep(0.2)
+        return said
+
+    def click(self, place: tuple[int, int]) -> None:
+        self.point(place)
+        time.sleep(0.8)
+        self._do("xdotool", "mousemove_relative", "2", "1")
+        time.sleep(0.8)
+        self._do("xdotool", "mousedown", "1")
+        time.sleep(0.15)
+        self._do("xdotool", "mouseup", "1")
+        time.sleep(0.5)
+
+    def point(self, place: tuple[int, int]) -> None:
+        self._do("xdotool", "mousemove", *map(str, place))
+
+    def type(self, text: str) -> None:
+        self._do("xdotool", "key", "ctrl+a")
+        self._do("xdotool", "type", "--delay", "60", text)
+        self._do("xdotool", "key", "Return")
+
+    def key(self, name: str) -> None:
+        self._do("xdotool", "key", name)
+
+    def picture(self, file: Path, crop: str | None = None) -> None:
+        self._do("import", "-window", "root", *(["-crop", crop, "+repage"] if crop else []), str(file))
+
+    def _do(self, *command: str) -> None:
+        subprocess.run(command, env=self._environment, check=True, timeout=20, capture_output=True)
+
+
+@contextlib.contextmanager
+def opened(blender: str, shape: str, shading: str = "SOLID", extra: str = "", environment=None) -> Iterator[Window]:
+    """Blender with a `shape` (cube, monkey) and the tab Patina in front; everything ended when the block ends."""
+    with tempfile.TemporaryDirectory(prefix="patina-window-") as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        display = f":{80 + os.getpid() % 900}"
+        screen = subprocess.Popen(
+            ["Xvfb", display, "-screen", "0", f"{SCREEN[0]}x{SCREEN[1]}x24"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        stack.callback(_end, screen)
+        time.sleep(1.5)
+        script, state = folder / "inside.py", folder / "state.json"
+        script.write_text(_INSIDE.format(state=str(state), shape=shape, shading=shading) + extra)
+        with open(folder / "log.txt", "w") as log:
+            process = subprocess.Popen(
+                [blender, "--window-geometry", "0", "0", *map(str, SCREEN), "--python", str(script)],
+                env={**os.environ, **(environment or {}), "DISPLAY": display},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        stack.callback(_end, process)
+        window = Window(display, state, process)
+        window.wait(lambda said: True, 60.0)
+        time.sleep(3.0)
+        window.click(TAB)
+        yield window
+
+
+def _end(process: subprocess.Popen) -> None:
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, 15) if os.getpgid(process.pid) == process.pid else process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(5)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompt", default="rusty iron")
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    options = parser.parse_args()
+    blender = os.environ.get("BLENDER") or shutil.which("blender")
+    missing = [tool for tool in TOOLS if not shutil.which(tool)]
+    if not blender or missing:
+        print(f"Needed: {', '.join(missing) or 'a Blender in $BLENDER'}", file=sys.stderr)
+        return 1
+    options.out.mkdir(parents=True, exist_ok=True)
+    with opened(blender, "monkey", "MATERIAL") as window:
+        window.click(PROMPT)
+        window.type(options.prompt)
+        window.wait(lambda said: said["prompt"] == options.prompt, 20)
+        window.point(NOWHERE)
+        time.sleep(25)  # EEVEE's shaders on a software renderer
+        window.picture(options.out / "panel_before.png", PICTURE_CROP)
+        window.click(GENERATE)
+        window.point(NOWHERE)
+        window.wait(lambda said: said["busy"] and said["step"] >= 100, 300)
+        time.sleep(2)
+        window.picture(options.out / "panel_during.png", PICTURE_CROP)
+        said = window.wait(lambda said: not said["busy"], 600)
+        time.sleep(4)
+        window.picture(options.out / "panel_after.png", PICTURE_CROP)
+        print(said)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
