@@ -118,8 +118,9 @@ def test_a_failing_extra_index_does_not_break_the_installation(tmp_path, index, 
     (site / "special" / "tinypart" / "index.html").write_text(f'<a href="{name.replace("+", "%2B")}">{name}</a>')
     monkeypatch.setenv("PATINA_TORCH_INDEX", f"{address}/special")
     build = environment.EnvironmentBuild(tmp_path / "env", (Path(sys.executable),), recipe)
-    finish(build)
+    states, _ = finish(build)
     assert build.error == "", build.last_log_lines()
+    assert [fraction for fraction, _ in states] == sorted(fraction for fraction, _ in states)  # though it began twice
     log = build.log.read_text()
     assert "tinypart-1.0+cpu" in log.replace("%2B", "+") and log.rstrip().endswith("1.0")
 

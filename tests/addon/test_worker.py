@@ -253,9 +253,10 @@ def test_a_module_in_the_working_folder_is_not_taken_for_ours(start, new_job, tm
     (tmp_path / "here" / "backend.py").write_text("raise SystemExit(77)")
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "here"))
-    one = start(SLOW)
-    start_job(one, new_job)
-    assert one.poll() is None
+    isolated = "f'{sys.flags.isolated} {sys.flags.utf8_mode} {sys.stdout.encoding}'"
+    one = start(SLOW.replace("import time", "import sys, time").replace('"cpu"', isolated))
+    attempt = start_job(one, new_job)
+    assert one.poll() is None and events_of(attempt)[0].device == "1 1 utf-8"
 
 
 def test_folders_without_life_for_a_day_are_removed(start, tmp_path):

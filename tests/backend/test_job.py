@@ -162,6 +162,7 @@ def test_a_run_that_ends_without_a_word_has_failed(new_job, texture_with):
     texture_with(lambda *_: (event for event in []))
     code, events = run(new_job())
     assert code != 0 and [type(event).__name__ for event in events] == ["Failed"]
+    assert "ended without saying how" in events[0].message
 
 
 def test_an_event_that_cannot_be_sent_fails_the_job(new_job, texture_with):
