@@ -326,3 +326,9 @@ def _is_running(pid: int) -> bool:
         return b"Z" not in Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
     except (ProcessLookupError, FileNotFoundError):
         return False
+
+
+def test_progress_never_goes_back(tmp_path, recipe):
+    build = environment.EnvironmentBuild(tmp_path / "env", (), recipe)
+    build._work = iter([(0.5, "with PyTorch's own index"), (0.2, "again without it"), (0.6, "further")])
+    assert [build.tick()[0] for _ in range(4)] == [0.5, 0.5, 0.6, 1.0]
