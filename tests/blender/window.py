@@ -22,8 +22,9 @@ from pathlib import Path
 
 SCREEN = (1600, 900)
 TOOLS = ("Xvfb", "xdotool", "import", "convert")
-# In pixels of the screen above, with Blender's default theme and layout (same places in 4.3 and 5.2).
-TAB, PROMPT, GENERATE, CANCEL, NOWHERE = (1299, 322), (1165, 127), (1165, 279), (1215, 298), (440, 770)
+# In pixels of the screen above, with Blender's default theme and layout.
+TAB, TAB_BEFORE_5 = (1299, 322), (1308, 248)
+PROMPT, GENERATE, CANCEL, NOWHERE = (1165, 127), (1165, 279), (1215, 298), (440, 770)
 PANEL_CROP = "300x640+1022+84"
 PICTURE_CROP = "880x640+440+84"
 
@@ -54,8 +55,8 @@ def prepare():
 def tell():
     run, item = bpy.context.window_manager.patina, bpy.context.view_layer.objects.active
     slots = [slot.material.name for slot in item.material_slots if slot.material] if item else []
-    said = {{"busy": run.busy, "step": run.step, "message": run.message, "level": run.level, "slots": slots,
-             "prompt": item.patina.prompt if item else None, "hint": run.hint}}
+    said = {{"busy": run.busy, "step": run.step, "message": run.message, "level": run.level, "hint": run.hint,
+             "slots": slots, "prompt": item.patina.prompt if item else None, "version": bpy.app.version[0]}}
     with open(STATE + ".part", "w") as file:
         json.dump(said, file)
     os.replace(STATE + ".part", STATE)
@@ -140,9 +141,9 @@ def opened(blender: str, shape: str, shading: str = "SOLID", extra: str = "", en
             )
         stack.callback(_end, process)
         window = Window(display, state, process)
-        window.wait(lambda said: True, 60.0)
+        said = window.wait(lambda said: True, 60.0)
         time.sleep(3.0)
-        window.click(TAB)
+        window.click(TAB if said["version"] >= 5 else TAB_BEFORE_5)
         yield window
 
 
