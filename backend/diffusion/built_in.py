@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,7 +27,10 @@ class BuiltInPrior:
     def __init__(self, device: torch.device, folder: Path = WEIGHTS) -> None:
         """Load unet/, scheduler/ and the word table from `folder`. Raises OSError where they are missing."""
         self.device = device
-        self.unet = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True, torch_dtype=torch.float32)
+        diffusers_logging.disable_progress_bar()
+        self.unet = UNet2DModel.from_pretrained(
+            folder / "unet", use_safetensors=True, torch_dtype=torch.float32, low_cpu_mem_usage=False
+        )
         self.unet = self.unet.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         self.scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
         words = json.loads((folder / "words.json").read_text("utf-8"))["words"]

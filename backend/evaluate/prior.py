@@ -117,9 +117,8 @@ def judge(job: JobFolder, prompt: str) -> dict[str, object]:
         "dielectric_share": float((maps["metallic"] < 0.3).mean()),
     }
     middle = facts["lab"].mean(0)
-    row["unidentifiable"] = bool(
-        row["kind"] == "dielectric" and np.hypot(middle[1], middle[2]) < GREY_CHROMA and facts["roughness"].mean() > ROUGH
-    )
+    grey = np.hypot(middle[1], middle[2]) < GREY_CHROMA and facts["roughness"].mean() > ROUGH
+    row["unidentifiable"] = bool(row["kind"] == "dielectric" and grey)
     return row
 
 

@@ -101,7 +101,8 @@ def read(text: str) -> Reading:
     families = [w for w in words if w in FAMILY_WORDS]
     colours, finishes = [w for w in words if w in COLOURS], [w for w in words if w in FINISHES]
     tones = [w for w in words if w in TONES]
-    warnings = [f"The built-in model cannot make {IMPOSSIBLE[w]}; the word “{w}” is ignored." for w in words if w in IMPOSSIBLE]
+    impossible = [word for word in words if word in IMPOSSIBLE]
+    warnings = [f"The built-in model cannot make {IMPOSSIBLE[w]}; the word “{w}” is ignored." for w in impossible]
     unknown = [w for w in words if w not in _INDEX and w not in FILLERS and w not in IMPOSSIBLE]
     if unknown:
         warnings.append("The built-in model does not know " + ", ".join(f"“{w}”{_hint(w)}" for w in unknown) + ".")
@@ -118,12 +119,11 @@ def read(text: str) -> Reading:
         )
     material = named[-1]  # the head of an English noun phrase stands last
     finish = min(finishes, key=list(FINISHES).index, default=None) if "chipped" not in finishes else "chipped"
-    for kind, found, kept in (("material", materials, material), ("finish", finishes, finish), ("colour", colours, None)):
-        kept = kept or (found[0] if found else None)
+    colour = colours[0] if colours else None
+    for kind, found, kept in (("material", materials, material), ("finish", finishes, finish), ("colour", colours, colour)):
         ignored = [w for w in dict.fromkeys(found) if w != kept]
         if ignored:
             warnings.append(f"The built-in model uses one {kind}, “{kept}”; it leaves out {', '.join(ignored)}.")
-    colour = colours[0] if colours else None
     takes_colour = material in FAMILY_WORDS or MATERIALS[material].tintable or finish in ("painted", "chipped")
     if colour and not takes_colour:
         warnings.append(f"The built-in model knows {material} in its own colours only; “{colour}” is ignored.")

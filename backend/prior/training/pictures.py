@@ -104,7 +104,8 @@ def _mixed_cameras(triangles: Triangles, count: int, generator: torch.Generator)
     corner = triangles.positions[:, 0]
     full = cameras.sample_full(count - close, generator)
     near = cameras.sample_close(close, corner, triangles.normals[:, 0], generator)
-    return cameras.Cameras(*(torch.cat(pair) for pair in zip(full.__dict__.values(), near.__dict__.values(), strict=True)))
+    pairs = zip(full.__dict__.values(), near.__dict__.values(), strict=True)
+    return cameras.Cameras(*(torch.cat(pair) for pair in pairs))
 
 
 def pictures_of_shape(
@@ -127,7 +128,11 @@ def pictures_of_shape(
 
 
 def _picture(
-    gbuffer: GBuffer, camera: cameras.Cameras, occlusion: Tensor, generator: torch.Generator, tables: ggx_tables.GgxTables
+    gbuffer: GBuffer,
+    camera: cameras.Cameras,
+    occlusion: Tensor,
+    generator: torch.Generator,
+    tables: ggx_tables.GgxTables,
 ) -> tuple[np.ndarray, ...]:
     prompt = random_prompt(generator)
     lights = lighting.sample(1, generator)
