@@ -227,6 +227,20 @@ def test_a_sun_lights_a_rough_wall_by_its_cosine():
         assert black.min() > 0
 
 
+def test_no_sun_through_the_surface():
+    """Neither on a shading normal turned away nor on a triangle turned away, whatever the other says."""
+    gbuffer = replace(points(30, lowest_cosine=0.8), to_camera=points(30).normal)
+    tilt = torch.tensor([[0.6, 0.0, 0.8]], dtype=WIDE).expand(30, 3)
+    maps = replace(plain(30, 0.8, 0.3, 0.7), normal=tilt)
+    n, t = gbuffer.normal, gbuffer.tangent[:, :3]
+    dark = lighting.uniform(30, 0.0).to("cpu", WIDE)
+    for towards, lit in (((-0.995, 0.1), False), ((0.995, -0.1), False), ((0.995, 0.1), True), ((0.0, 1.0), True)):
+        sun = torch.nn.functional.normalize(towards[0] * t + towards[1] * n, dim=1)[:, None]
+        lights = replace(dark, sun_direction=sun, sun_irradiance=torch.ones(30, 1, 3, dtype=WIDE))
+        assert (shade(gbuffer, maps, lights, TABLES) > 0).all() == lit
+        assert (shade(gbuffer, maps, lights, TABLES) == 0).all() != lit
+
+
 def test_turning_everything_together_changes_nothing():
     count = 200
     gbuffer, maps, lights = points(count), materials(count), lights_of("all", count)
