@@ -42,7 +42,8 @@ def begin(
     if reason:
         raise MeshProblem(f"{reason}.")
     _require_backend()
-    settings.roll_seed(obj)
+    if not bpy.app.background:  # headless, the stored seed counts: a script gives the same result twice
+        settings.roll_seed(obj)
     request = settings.request_for(obj, context.scene, preferences.device())
     slot = obj.active_material_index if obj.patina.cover == "SLOT" and len(obj.material_slots) > 1 else None
     run = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"

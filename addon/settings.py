@@ -34,10 +34,6 @@ _GUIDANCE_ITEMS = (
 )
 
 
-def _seed_typed(self, _context) -> None:
-    self.seed_locked = True  # who types a seed wants that one
-
-
 class PATINA_PG_kept_slot(bpy.types.PropertyGroup):
     """One material slot as it was before a run, so that it can be restored."""
 
@@ -64,8 +60,8 @@ class PATINA_PG_object(bpy.types.PropertyGroup):
         default=_DEFAULTS["seed"],
         min=0,
         max=2**31 - 1,
-        update=_seed_typed,
     )
+    rolled_seed: IntProperty(default=-1, options={"HIDDEN"})  # so that a typed seed is told from a rolled one
     seed_locked: BoolProperty(
         name="Lock Seed", description="Keep this seed; unlocked, every run takes a new one", default=False
     )
@@ -186,10 +182,12 @@ def request_for(obj: bpy.types.Object, scene: bpy.types.Scene, device: str) -> p
 
 
 def roll_seed(obj: bpy.types.Object) -> None:
-    """Give the object a new seed unless its seed is locked."""
-    if not obj.patina.seed_locked:
-        obj.patina.seed = random.SystemRandom().randrange(2**31)
-        obj.patina.seed_locked = False  # setting it has locked it
+    """Give the object a new seed unless its seed is locked or was typed in since the last run."""
+    what = obj.patina
+    typed = what.is_property_set("seed") and what.seed != what.rolled_seed
+    if not what.seed_locked and not typed:
+        what.seed = random.SystemRandom().randrange(2**31)
+    what.rolled_seed = what.seed
 
 
 _CLASSES = (PATINA_PG_kept_slot, PATINA_PG_object, PATINA_PG_scene, PATINA_PG_run)
