@@ -9,7 +9,7 @@ from pathlib import Path
 
 import bpy
 
-from . import generate, images, jobs, material, protocol, session, settings, status
+from . import generate, images, jobs, protocol, session, settings, status
 
 _handles: list = []
 
@@ -67,9 +67,8 @@ def run_one(obj: bpy.types.Object, running: jobs.Session, output: Path | None) -
         print(f"Patina: warning: {warning}", flush=True)
     if shown.level == status.INFO and not shown.message.startswith("Cancelled"):
         return ""
-    if material.can_restore(obj) and running.result is None:
-        material.restore(obj)
-    return f"{shown.message} {shown.hint}".strip()
+    generate.take_back(running, obj)
+    return status.sentence(shown)
 
 
 def _execute(argv: list[str]) -> int:

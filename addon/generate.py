@@ -80,6 +80,20 @@ def apply_result(session: jobs.Session, obj: bpy.types.Object) -> None:
     session.status.message = "Applied."
 
 
+def take_back(session: jobs.Session, obj: bpy.types.Object) -> None:
+    """After a headless run that failed: the old material again, and no start files where the maps should be."""
+    job = session.ended
+    if job is None or not isinstance(job.outcome, protocol.Failed):
+        return
+    if material.is_on(obj, job.place.run):
+        material.restore(obj)
+    if not job.shown:
+        for name in protocol.MAP_NAMES:
+            images.map_file(job.output, name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty: it was there before
+            job.output.rmdir()
+
+
 def output_root() -> Path:
     """`//patina` of a saved file, else a folder of the user's that `saving` moves from. Raises OSError."""
     if bpy.data.filepath:

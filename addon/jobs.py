@@ -55,6 +55,7 @@ class Session:
         self.package_root = package_root
         self.status = status.Status()
         self.job: Job | None = None
+        self.ended: Job | None = None  # the last one
         self.result: Job | None = None  # ended, its maps are not on the object
         self.thumbnails = bpy.utils.previews.new()
         self.thumbnail_file: Path | None = None
@@ -295,7 +296,7 @@ class Session:
         if not attached and job.shown:
             self.result, shown.waiting_result = job, job.place.object_name
         job.outcome = outcome
-        self.job = None
+        self.job, self.ended = None, job
         status.publish(shown)
 
 

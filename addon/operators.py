@@ -33,9 +33,8 @@ class PATINA_OT_generate(bpy.types.Operator):
             return {"FINISHED"}
         shown = session.run_to_end(running)
         if shown.level == status.ERROR:
-            if running.result is None and material.can_restore(obj):
-                material.restore(obj)
-            self.report({"ERROR"}, f"{shown.message} {shown.hint}".strip())
+            generate.take_back(running, obj)
+            self.report({"ERROR"}, status.sentence(shown))
             return {"CANCELLED"}
         return {"FINISHED"}
 

@@ -32,6 +32,12 @@ class Status:
     waiting_result: str = ""
 
 
+def sentence(status: Status) -> str:
+    """Message and hint as one text for a terminal or a report."""
+    parts = [text if text[-1] in ".!?:" else f"{text}." for text in (status.message, status.hint) if text]
+    return " ".join(parts)
+
+
 def publish(status: Status) -> None:
     """Copy what changed to the window manager and have the panels drawn again."""
     manager = bpy.data.window_managers[0] if bpy.data.window_managers else None

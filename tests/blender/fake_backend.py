@@ -2,7 +2,8 @@
 """A backend that behaves as its job's prompt says: real process, real protocol, real files, no torch.
 
 `install(root)` makes a package root with `backend/__main__.py` (this file) and the add-on's protocol, for
-`Session.package_root`. Words in the prompt: slow, silent, killed, rubbish, stopped, failed, deaf, flood, outside.
+`Session.package_root`. Words in the prompt: slow, silent, killed, rubbish, stopped, failed, refused,
+deaf, flood, outside, endless, glass.
 """
 
 from __future__ import annotations
@@ -75,6 +76,9 @@ def run_job(command) -> None:
         time.sleep(600)
     steps = 3000 if "endless" in words else 40 if "slow" in words else 4
     say(protocol.Started("fake", "cpu", "fake", steps))
+    if "refused" in words:
+        say(protocol.Failed("bad_prompt", "No material word in the prompt.", "Name a material."))
+        return
     for step in range(1, steps + 1):
         if step == 2 and "killed" in words:
             print("about to be killed", flush=True)

@@ -51,6 +51,7 @@ def test_a_run_leaves_a_readable_material_with_provenance(tmp_path):
         ("rubbish", "does not understand", 9.0),
         ("outside", "leads out of the job folder", 9.0),
         ("failed", "Choose a smaller texture size", 4.0),
+        ("refused", "No material word", 4.0),
     ],
 )
 def test_a_failing_backend_is_told_and_the_old_material_is_back(tmp_path, prompt, sentence, limit_s):
@@ -62,6 +63,7 @@ def test_a_failing_backend_is_told_and_the_old_material_is_back(tmp_path, prompt
         text = generate_fails(cube, {prompt!r})
         assert time.monotonic() - before < {limit_s}, time.monotonic() - before
         assert {sentence!r} in text, text
+        assert running.ended.output.exists() == running.ended.shown != ({prompt!r} == "refused")
         assert running.status.level == "ERROR" and cube.material_slots[0].material is old
         assert bpy.context.window_manager.patina.message == running.status.message
         cube.patina.prompt = "fine again"
