@@ -28,7 +28,7 @@ SYNONYMS = {
     "stainless steel": "steel", "cast iron": "iron", "wrought iron": "iron", "snake skin": "snakeskin",
     "snake": "snakeskin", "dragon scales": "dragon", "dragon skin": "dragon", "lapis lazuli": "lapis",
     "tree bark": "bark", "candy cane": "candy", "beeswax": "wax", "sky blue": "light blue",
-    "dark red": "dark red", "off white": "cream", "off-white": "cream", "wood planks": "planks",
+    "dark red": "dark red", "off white": "cream", "wood planks": "planks",
     "wooden planks": "planks", "wood boards": "planks", "floor boards": "planks", "paving stones": "cobblestone",
     "golden": "gold", "silvery": "silver", "coppery": "copper", "aluminum": "aluminium", "chromed": "chrome",
     "chromium": "chrome", "metallic": "metal", "metals": "metal", "brazen": "brass", "tin": "aluminium",
@@ -71,6 +71,9 @@ FILLERS = frozenset(
     pattern patterned print printed finish color colour colored coloured natural old new ancient antique vintage modern
     some piece covered completely entirely pure solid simple clean fine large small big""".split()
 )
+# "Leopard fur", "zebra stripes": the animal says which fur and which stripes.
+COATS = frozenset("zebra tiger leopard giraffe cow dalmatian crocodile snakeskin dragon".split())
+COAT_WORDS = frozenset("fur leather stripes spots".split())
 # Words for what four opaque maps cannot be.
 IMPOSSIBLE = {
     "glass": "transparent glass", "crystal": "transparent crystal", "transparent": "transparency",
@@ -98,6 +101,8 @@ def read(text: str) -> Reading:
     """Understand a typed prompt. Raises PromptError when it names no material."""
     words = _fold(text)
     materials = [w for w in words if w in MATERIALS]
+    if COATS & set(materials):
+        materials = [w for w in materials if w not in COAT_WORDS]
     families = [w for w in words if w in FAMILY_WORDS]
     colours, finishes = [w for w in words if w in COLOURS], [w for w in words if w in FINISHES]
     tones = [w for w in words if w in TONES]
@@ -120,7 +125,8 @@ def read(text: str) -> Reading:
     material = named[-1]  # the head of an English noun phrase stands last
     finish = min(finishes, key=list(FINISHES).index, default=None) if "chipped" not in finishes else "chipped"
     colour = colours[0] if colours else None
-    for kind, found, kept in (("material", materials, material), ("finish", finishes, finish), ("colour", colours, colour)):
+    choices = (("material", materials, material), ("finish", finishes, finish), ("colour", colours, colour))
+    for kind, found, kept in choices:
         ignored = [w for w in dict.fromkeys(found) if w != kept]
         if ignored:
             warnings.append(f"The built-in model uses one {kind}, “{kept}”; it leaves out {', '.join(ignored)}.")
@@ -132,7 +138,7 @@ def read(text: str) -> Reading:
 
 
 def _fold(text: str) -> list[str]:
-    text = " ".join(re.findall(r"[^\W_]+(?:['-][^\W_]+)*", text.lower()))
+    text = " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower()))  # "zebra-striped" is two words
     for phrase, known in SYNONYMS.items():
         if " " in phrase:
             text = re.sub(rf"\b{re.escape(phrase)}\b", known, text)
