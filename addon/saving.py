@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import time
 from pathlib import Path
 
 import bpy
 from bpy.app.handlers import persistent
 
 from . import generate, images, session
+
+_MOVED = "moved"  # an empty file beside maps that were copied to their .blend
+_KEEP_MOVED_S = 24 * 3600.0
 
 
 @persistent
@@ -37,6 +43,7 @@ def follow(folder: Path) -> None:
             moved[old.parent] = images.new_folder(folder / "patina", old.parent.parent.name)
         new = moved[old.parent] / old.name
         images.replace_file(old, new)
+        (old.parent / _MOVED).touch()
         image.filepath = str(new)  # Blender makes it relative when it writes a file for the first time
     running = session.current()
     for job in (running.job, running.result):
@@ -44,7 +51,16 @@ def follow(folder: Path) -> None:
             job.output = moved[job.output]
 
 
+def _remove_moved() -> None:
+    """Remove what followed its file more than a day ago; by then no undo step of a running Blender wants it."""
+    for marker in generate.unsaved_root().glob(f"*/*/{_MOVED}"):
+        if time.time() - marker.stat().st_mtime > _KEEP_MOVED_S:
+            shutil.rmtree(marker.parent, ignore_errors=True)
+
+
 def register() -> None:
+    with contextlib.suppress(OSError):
+        _remove_moved()
     bpy.app.handlers.save_pre.append(_before_save)
 
 

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 import bpy
+from bpy.app.handlers import persistent
 
-from . import jobs
+from . import jobs, status
 from .status import Status
 
 
@@ -51,13 +52,22 @@ def _on_timer() -> float | None:
     return jobs.TICK_S if _session.busy else None
 
 
+@persistent
+def _after_load(*_) -> None:
+    """A file saved in mid-run brings what its panel showed then; show what is true now."""
+    if _session is not None:
+        status.publish(_session.status)
+
+
 def register() -> None:
     global _session
+    bpy.app.handlers.load_post.append(_after_load)
     _session = jobs.Session(Path(__file__).resolve().parent.parent)
 
 
 def unregister() -> None:
     global _session
+    bpy.app.handlers.load_post.remove(_after_load)
     if bpy.app.timers.is_registered(_on_timer):
         bpy.app.timers.unregister(_on_timer)
     if _session is not None:

@@ -205,6 +205,13 @@ def test_maps_of_an_unsaved_file_follow_it_when_it_is_saved(tmp_path):
             assert Path(bpy.path.abspath(image.filepath)).is_file() and tuple(image.size) == (512, 512)
         bpy.ops.wm.open_mainfile(filepath=str(tmp / "projekt ä" / "b.blend"))
         assert all(tuple(image.size) == (512, 512) for image in images.find(newest).values())
+        assert bpy.context.window_manager.patina.busy is False
+        import os
+        markers = list(generate.unsaved_root().glob("*/*/moved"))
+        assert len(markers) == 2, "both runs of the file have followed it"
+        os.utime(markers[0], (1, 1))
+        addon.unregister(); addon.register()
+        assert not markers[0].parent.exists() and markers[1].exists()
         """,
     )
 
