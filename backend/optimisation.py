@@ -14,6 +14,7 @@ from .diffusion.interface import Denoiser, Scene
 from .ggx_tables import GgxTables
 from .guidance import GUIDANCE, add_noise, classifier_free, rescale, timesteps
 from .material import LearnableMaps
+from .object_start import uniform_start
 from .shading import linear_to_srgb, shade
 from .views import ViewPool
 
@@ -31,11 +32,11 @@ class Plan:
     pattern_scale: float
     seed: int
     rescale: float = 0.7
-    learning_rate: float = 0.025
-    all_detail_at: float = 0.35  # share of the run after which every level is open
-    average_from: float = 0.5
-    average_decay: float = 0.97
-    detail_decay: float = 0.02  # pull of the UV levels to 0: noise dies, what is asked for again stays
+    learning_rate: float = 0.03
+    all_detail_at: float = 0.3  # share of the run after which every level is open
+    average_from: float = 0.4
+    average_decay: float = 0.98
+    detail_decay: float = 0.05  # pull of the UV levels to 0: noise dies, what is asked for again stays
     binary_metallic: float = 0.15
     binary_from: float = 0.6
 
@@ -56,17 +57,27 @@ def new_state(plan: Plan, device: torch.device) -> State:
     average = LearnableMaps(
         tuple(v.detach().clone() for v in maps.volumes), tuple(p.detach().clone() for p in maps.pyramid)
     )
+    # The levels add up, so each may move only a part of the way.
     groups = [
-        {"params": list(maps.volumes), "weight_decay": 0.0},
-        {"params": list(maps.pyramid), "weight_decay": plan.detail_decay},
+        {"params": [volume], "weight_decay": 0.0, "share": 0.5 if index == 0 else 0.3}
+        for index, volume in enumerate(maps.volumes)
     ]
-    optimiser = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98), eps=1e-12, fused=True)
+    groups += [{"params": [image], "weight_decay": plan.detail_decay, "share": 0.2} for image in maps.pyramid]
+    optimiser = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.99), eps=1e-12, fused=True)
     return State(maps, average, optimiser, torch.Generator().manual_seed(plan.seed))
 
 
 def pattern_offset(plan: Plan) -> Tensor:
     """(3,) where the patterns begin: the part of a seed that all views share."""
     return 2 * torch.rand(3, generator=torch.Generator().manual_seed(plan.seed + 1))
+
+
+def start(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxTables) -> None:
+    """Put the fresh `state` at the uniform material the model asks for (object_start.py)."""
+    raw = uniform_start(model, pool, tables, plan.pattern_scale, pattern_offset(plan), state.generator)
+    for maps in (state.maps, state.average):
+        with torch.no_grad():
+            maps.volumes[0].copy_(raw.view(1, -1, 1, 1, 1))
 
 
 def step(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxTables) -> None:
@@ -87,7 +98,7 @@ def step(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxT
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     for group in state.optimiser.param_groups:
-        group["lr"] = plan.learning_rate * _learning_rate_share(progress)
+        group["lr"] = plan.learning_rate * group["share"] * _learning_rate_share(progress)
     state.optimiser.step()
     state.step += 1
     _average(state, plan, progress)

@@ -111,6 +111,12 @@ def _optimise(run: _Run, stop_asked: StopAsked) -> Iterator[Event]:
     state, plan = run.state, run.plan
     tables = ggx_tables.load().to(run.pool.triangles.positions.device)
     preview_texels = material.texels(run.mesh, PREVIEW_SIZE, run.pool.triangles.positions.device)
+    if state.step == 0:
+        start = time.monotonic()
+        yield _progress(run, "Choosing the material", None)
+        optimisation.start(state, plan, run.model, run.pool, tables)
+        run.seconds["start"] = time.monotonic() - start
+        yield _preview(run, preview_texels)
     began, first_step = time.monotonic(), state.step
     told = previewed = began
     saved = began

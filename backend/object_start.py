@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a run starts: one uniform material for the whole object, fitted to what the model would paint.
+
+Metallic is bistable under score distillation: the wrong side of a metal is a local minimum that texels
+rarely leave. So it is decided first, at object level: the model paints a few views from noise in a few
+deterministic steps (DDIM), under known lights; a uniform material is fitted to them from several
+metallic starts, and the best fit wins.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import lighting, material
+from .diffusion.interface import Denoiser, Scene
+from .ggx_tables import GgxTables
+from .guidance import classifier_free
+from .rasterize import GBuffer, select
+from .shading import linear_to_srgb, shade
+from .views import ViewPool
+
+VIEWS, CLOSE = 8, 2
+DENOISING_STEPS = 8
+FIT_STEPS = 70
+FIT_POINTS = 4000
+METALLIC_STARTS = (-0.8, 0.0, 0.8)  # raw: 0.04, 0.5 and 0.96
+GUIDANCE_SCALE = 2.0  # enough to tell materials apart, too little to saturate
+
+
+def uniform_start(
+    model: Denoiser, pool: ViewPool, tables: GgxTables, pattern_scale: float, offset: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Raw channels (7,) of the uniform material that fits the model's pictures best."""
+    indices = pool.draw(VIEWS, CLOSE, generator)
+    device = pool.triangles.positions.device
+    lights = lighting.sample(len(indices), generator).to(device)
+    scene = Scene(pool.gbuffer(indices), lights, pool.extent(indices), pool.size, pattern_scale, offset)
+    target = paint(model, scene, generator)
+    points = torch.randperm(scene.gbuffer.pixel.numel(), generator=generator)[:FIT_POINTS]
+    keep = torch.zeros(scene.gbuffer.pixel.numel(), dtype=torch.bool, device=device)
+    keep[points.to(device)] = True
+    wanted = target.permute(0, 2, 3, 1).reshape(-1, 3)[scene.gbuffer.pixel][keep]
+    fits = [_fit(select(scene.gbuffer, keep), lights, wanted, tables, start) for start in METALLIC_STARTS]
+    return min(fits, key=lambda fit: fit[0])[1]
+
+
+def paint(model: Denoiser, scene: Scene, generator: torch.Generator) -> Tensor:
+    """Pictures (B, 3, H, W) in -1..1 of the scene, sampled by deterministic DDIM (Song et al. 2021)."""
+    size, count = scene.size, scene.gbuffer.coverage.shape[0]
+    device = scene.gbuffer.position.device
+    alphas_cumprod = model.alphas_cumprod.to(device)
+    total = len(alphas_cumprod)
+    times = torch.linspace(0.98 * total, 0.02 * total, DENOISING_STEPS).long()
+    noisy = torch.randn(count, 3, size, size, generator=generator).to(device)
+    for index, time in enumerate(times):
+        prediction = model.predict(noisy, time.expand(count).to(device), scene)
+        x0_hat = classifier_free(prediction, GUIDANCE_SCALE).clamp(-1, 1)
+        alpha_bar = alphas_cumprod[time]
+        noise = (noisy - alpha_bar.sqrt() * x0_hat) / (1 - alpha_bar).sqrt()
+        after = alphas_cumprod[times[index + 1]] if index + 1 < DENOISING_STEPS else torch.ones((), device=device)
+        noisy = after.sqrt() * x0_hat + (1 - after).sqrt() * noise
+    return noisy
+
+
+def _fit(
+    points: GBuffer, lights: lighting.Lights, wanted: Tensor, tables: GgxTables, metallic: float
+) -> tuple[float, Tensor]:
+    """Mean squared error and raw channels (7,) of a uniform material fitted to display values (N, 3) -1..1."""
+    raw = torch.zeros(material.CHANNELS, device=wanted.device)
+    raw[material.METALLIC] = metallic
+    raw.requires_grad_(True)
+    optimiser = torch.optim.Adam([raw], lr=0.06)
+    free = torch.ones_like(raw)
+    free[material.NORMAL] = 0.0
+    for _ in range(FIT_STEPS):
+        stored = material.stored_values((raw * free).expand(len(wanted), -1))
+        rendered = linear_to_srgb(shade(points, material.surface_maps(stored), lights, tables)) * 2 - 1
+        error = ((rendered - wanted) ** 2).mean()
+        optimiser.zero_grad()
+        error.backward()
+        optimiser.step()
+    return float(error.detach()), (raw * free).detach()
