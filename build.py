@@ -34,6 +34,7 @@ BPY_VERSIONS = ("3.11", "3.13")
 BPY_MB = 400  # what bpy and the tools weigh as a download
 MORE_BPY = {"4.2": "4.2.23", "5.0": "5.0.1"}  # for test --all-blenders, on Python 3.11
 SYSTEM_LIBRARIES = "libx11-6 libxrender1 libxfixes3 libxi6 libxkbcommon0 libsm6 libice6 libgl1 libegl1"
+NOT_PACKAGED = ("backend/prior/training", "backend/evaluate")  # what only developers run
 PACKAGED_SUFFIXES = (".py", ".json", ".safetensors", ".toml", ".txt", ".md")
 ROOT_MODULE = '''# SPDX-License-Identifier: GPL-3.0-or-later
 """Patina as an installed extension; made by build.py package."""
@@ -277,12 +278,12 @@ def extension_tool() -> list[str] | None:
 
 
 def stage_package(stage: Path) -> None:
-    """Copy into `stage` what the extension consists of: known kinds of files, without the prior's training."""
+    """Copy into `stage` what the extension consists of: known kinds of files, without training and evaluation."""
     stage.mkdir(parents=True)
     for name in ("addon", "backend"):
         for path in sorted((ROOT / name).rglob("*")):
             relative = path.relative_to(ROOT)
-            if path.is_dir() or relative.parts[:3] == ("backend", "prior", "training"):
+            if path.is_dir() or any(relative.is_relative_to(folder) for folder in NOT_PACKAGED):
                 continue
             if "__pycache__" in relative.parts or path.name.startswith("."):
                 continue

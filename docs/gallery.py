@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The README's grid of materials, from what the demo rendered with Cycles.
+
+    python build.py demo --out out/gallery --prompt "polished gold" --prompt ...
+    .venv/bin/python docs/gallery.py out/gallery docs/materials.png
+
+Takes from every <out>/<prompt>/turntable.png the first view under both lights.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+COLUMNS, LABEL = 4, 24
+
+
+def main(source: Path, target: Path) -> None:
+    sheets = sorted(source.glob("*/turntable.png"), key=lambda p: p.stat().st_mtime)
+    if not sheets:
+        sys.exit(f"There is no turntable.png in the folders of {source}. Run the demo with several prompts first.")
+    side = Image.open(sheets[0]).height // 2
+    rows = -(-len(sheets) // COLUMNS)
+    grid = Image.new("RGB", (COLUMNS * 2 * side, rows * (side + LABEL)), (38, 38, 38))
+    draw, font = ImageDraw.Draw(grid), ImageFont.load_default(15)
+    for number, sheet in enumerate(sheets):
+        x, y = number % COLUMNS * 2 * side, number // COLUMNS * (side + LABEL)
+        picture = Image.open(sheet).convert("RGB")
+        grid.paste(picture.crop((0, 0, side, side)), (x, y + LABEL))
+        grid.paste(picture.crop((0, side, side, 2 * side)), (x + side, y + LABEL))
+        prompt = json.loads((sheet.parent / "report.json").read_text("utf-8"))["prompt"]
+        draw.text((x + 6, y + 3), prompt, fill=(230, 230, 230), font=font)
+    grid.save(target, optimize=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
