@@ -71,7 +71,7 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
     mesh = load_job_mesh(job.mesh)
     plan = make_plan(request, model)
     state = optimisation.new_state(plan, device)
-    checkpoint.read_into(job.checkpoint, state, plan)
+    resumed = checkpoint.read_into(job.checkpoint, state, plan)
     triangles = Triangles.of(mesh, device)
     mask = torch.from_numpy(mesh.face_mask)
     pool = views.new_pool(triangles, mask, plan.render_size, torch.Generator().manual_seed(plan.seed))
@@ -80,6 +80,8 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
     yield protocol.Started(patina_version(), str(device), model.name, plan.steps, state.step)
     for sentence in warnings:
         yield protocol.Warning(sentence)
+    if not resumed:
+        yield from _start(run)
     stopped = yield from _optimise(run, stop_asked)
     if stopped in ("pause", "host gone"):
         checkpoint.write(job.checkpoint, state, plan)
@@ -87,7 +89,7 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
         yield protocol.Paused("host gone" if stopped == "host gone" else "asked", state.step)
         return
     if stopped == "cancel":
-        yield protocol.Cancelled(state.step, _write(run, _bake(run)[0]) if state.step else {})
+        yield protocol.Cancelled(state.step, _write(run, *_bake(run)) if state.step else {})
         return
     yield _progress(run, "Writing the maps", None)
     yield from _finish(run, began)
@@ -106,17 +108,21 @@ def make_plan(request: TextureRequest, model: Denoiser) -> Plan:
     )
 
 
+def _start(run: _Run) -> Iterator[Event]:
+    """Put a fresh run at the uniform material it begins with, and show it."""
+    start = time.monotonic()
+    yield _progress(run, "Choosing the material", None)
+    device = run.pool.triangles.positions.device
+    optimisation.start(run.state, run.plan, run.model, run.pool, ggx_tables.load().to(device))
+    run.seconds["start"] = time.monotonic() - start
+    yield _preview(run, material.texels(run.mesh, PREVIEW_SIZE, device))
+
+
 def _optimise(run: _Run, stop_asked: StopAsked) -> Iterator[Event]:
     """The loop. Returns why it was stopped, or None when all steps are done."""
     state, plan = run.state, run.plan
     tables = ggx_tables.load().to(run.pool.triangles.positions.device)
     preview_texels = material.texels(run.mesh, PREVIEW_SIZE, run.pool.triangles.positions.device)
-    if state.step == 0:
-        start = time.monotonic()
-        yield _progress(run, "Choosing the material", None)
-        optimisation.start(state, plan, run.model, run.pool, tables)
-        run.seconds["start"] = time.monotonic() - start
-        yield _preview(run, preview_texels)
     began, first_step = time.monotonic(), state.step
     told = previewed = began
     saved = began
@@ -164,12 +170,22 @@ def _last_preview(job: JobFolder) -> int:
     return max(numbers, default=0)
 
 
-def _bake(run: _Run) -> tuple[dict[str, Tensor], material.Texels, float]:
-    """Full-size maps, where they lie, and the share of covered texels that no camera saw."""
+def _bake(run: _Run) -> tuple[dict[str, Tensor], material.Texels]:
+    """Full-size maps and where they lie."""
     where = material.texels(run.mesh, run.request.texture_size, run.pool.triangles.positions.device)
     if where.index.numel() == 0:
         raise ValueError("No texel of the maps is covered by the UVs.")
-    images = material.bake(run.state.average, where)
+    return material.bake(run.state.average, where), where
+
+
+def _fill_unseen(run: _Run, images: dict[str, Tensor], where: material.Texels) -> float:
+    """Paint what no camera of the pool sees like the nearest surface that one does; returns its share.
+
+    All cameras are looked through: which of them this attempt happened to draw must not matter, or a
+    resumed run would take what was painted before the pause for unseen.
+    """
+    for index in range(len(run.pool.cameras)):
+        run.pool.look(index)
     hidden = ~run.pool.seen.to(where.triangle.device)[where.triangle]
     share = float(hidden.float().mean())
     if 0 < share < 1:
@@ -177,17 +193,17 @@ def _bake(run: _Run) -> tuple[dict[str, Tensor], material.Texels, float]:
         for image in images.values():
             flat = image.view(-1, image.shape[-1])
             flat[where.index[hidden]] = flat[where.index[~hidden][source]]
-    return images, where, share
+    return share
 
 
-def _write(run: _Run, images: dict[str, Tensor], where: material.Texels | None = None) -> dict[str, str]:
-    where = where or material.texels(run.mesh, run.request.texture_size)
+def _write(run: _Run, images: dict[str, Tensor], where: material.Texels) -> dict[str, str]:
     return _relative(run.job, write_maps(run.job.maps, images, material.coverage(where)))
 
 
 def _finish(run: _Run, began: float) -> Iterator[Event]:
     start = time.monotonic()
-    images, where, hidden = _bake(run)
+    images, where = _bake(run)
+    hidden = _fill_unseen(run, images, where)
     maps = _write(run, images, where)
     run.seconds["maps"] = time.monotonic() - start
     run.seconds["total"] = time.monotonic() - began
