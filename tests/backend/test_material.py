@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The learnable maps: bounded values, filtered lookups, and images that hold what the lookup gave."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import shapes_for_tests as shapes
+import torch
+
+from backend import material
+from backend.material import BASE_COLOR, METALLIC, NORMAL, ROUGHNESS
+
+FINEST = 64
+
+
+def some_points(count=500, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    position = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=1) * 0.9
+    return position, torch.rand(count, 2, generator=generator)
+
+
+def random_maps(spread=0.5, seed=1):
+    maps = material.new_maps(FINEST)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in maps.parameters():
+            parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
+    return maps
+
+
+def read(maps, position, uv, footprint, detail=1.0):
+    points = SimpleNamespace(position=position, uv=uv, footprint=torch.as_tensor(footprint).expand(len(uv)))
+    return material.look_up(maps, points, detail)
+
+
+def test_a_fresh_map_is_plain_and_flat():
+    position, uv = some_points()
+    stored = read(material.new_maps(FINEST), position, uv, 1e-4).detach()
+    assert stored.shape == (500, 7) and torch.allclose(stored, stored[:1].expand_as(stored), atol=1e-6)
+    assert torch.allclose(stored[0, BASE_COLOR], stored[0, 0].expand(3)) and 0.2 < stored[0, 0] < 0.8
+    assert torch.allclose(material.tangent_normal(stored[:1]), torch.tensor([[0.0, 0.0, 1.0]]), atol=1e-6)
+
+
+def test_values_stay_in_range_however_far_the_optimiser_goes():
+    raw = torch.linspace(-1e4, 1e4, 2001)[:, None].expand(-1, 7)
+    stored = material.stored_values(raw)
+    assert stored.min() >= 0 and stored.max() <= 1 and torch.isfinite(stored).all()
+    assert (stored[1:] >= stored[:-1]).all() and stored[-1, 0] == 1 and stored[0, METALLIC] == 0
+    normal = material.tangent_normal(stored)
+    assert normal[:, 2].min() > 0.1, "a normal lies in its surface or below"
+
+
+def test_normals_are_unit_vectors():
+    raw = torch.randn(1000, 7, generator=torch.Generator().manual_seed(0)).clamp(-1.5, 1.5)
+    stored = material.stored_values(0.6 * raw)
+    normal = material.tangent_normal(stored)
+    assert torch.allclose(normal.norm(dim=1), torch.ones(1000), atol=1e-5)
+    assert torch.allclose(normal[:, :2], stored[:, NORMAL] * 2 - 1, atol=1e-6)
+    maps = material.surface_maps(stored)
+    assert torch.equal(maps.normal, normal) and torch.equal(maps.roughness, stored[:, ROUGHNESS])
+    # Colours are display values, the shader's are linear.
+    assert torch.allclose(maps.base_color, ((stored[:, :3] + 0.055) / 1.055) ** 2.4, atol=2e-3)
+
+
+@pytest.mark.parametrize("size", [32, 64, 96])
+def test_images_hold_what_the_lookup_gives(size):
+    mesh, maps = shapes.mesh_of(shapes.sphere(24, 12)), random_maps()
+    where = material.texels(mesh, size)
+    images, covered = material.bake(maps, where), material.coverage(where)
+    assert covered.float().mean() > 0.9
+    v, u = torch.nonzero(covered, as_tuple=True)
+    uv = torch.stack(((u + 0.5) / size, 1 - (v + 0.5) / size), dim=1)  # row 0 is the top of the image
+    # The texel lies where the sphere's own formula puts its uv, but for the flatness of triangles.
+    around, rise = 2 * np.pi * uv[:, 0], np.pi * (uv[:, 1] - 0.5)
+    round_one = torch.stack(
+        (rise.cos() * around.sin(), -rise.cos() * around.cos(), rise.sin()), dim=1)  # fmt: skip
+    position = where.position[torch.argsort(where.index)]
+    assert (position - round_one).norm(dim=1).max() < 0.15
+    stored = read(maps, position, uv, 1 / size).detach()
+    for name, part in (("base_color", stored[:, :3]), ("metallic", stored[:, 3:4]), ("roughness", stored[:, 4:5])):
+        assert torch.allclose(images[name][covered], part, atol=1e-5), name
+        assert not images[name][~covered].any()
+    normal = images["normal"][covered] * 2 - 1
+    assert torch.allclose(normal.norm(dim=1), torch.ones(len(normal)), atol=0.03)  # the steepest are a little long
+    assert torch.allclose(normal, material.tangent_normal(stored), atol=1e-5)
+
+
+def test_the_top_of_the_image_is_the_top_of_the_uvs():
+    maps = material.new_maps(FINEST)
+    with torch.no_grad():
+        maps.pyramid[-1][0, 0, -FINEST // 4 :] = 2.0  # red where v > 3/4: rows of parameters begin at v = 0
+        maps.pyramid[-1][0, 2, :, : FINEST // 4] = 2.0  # blue where u < 1/4
+    image = material.bake(maps, material.texels(shapes.mesh_of(shapes.grid()), FINEST))["base_color"]
+    assert (image[: FINEST // 4 - 1, :, 0] > 0.9).all() and (image[FINEST // 4 + 1 :, :, 0] < 0.6).all()
+    assert (image[:, : FINEST // 4 - 1, 2] > 0.9).all() and (image[:, FINEST // 4 + 1 :, 2] < 0.6).all()
+
+
+def test_a_wide_pixel_reads_coarse_levels_and_a_narrow_one_all():
+    position, uv = some_points()
+
+    def reach(footprint):
+        maps = random_maps(0.1)
+        read(maps, position, uv, footprint).sum().backward()
+        return [float(p.grad.abs().sum()) > 0 for p in maps.pyramid]
+
+    levels = [p.shape[-1] for p in random_maps().pyramid]
+    assert levels[-1] == FINEST and len(levels) >= 2
+    assert all(reach(0.1 / FINEST))
+    assert reach(2.5 / FINEST) == [side < FINEST for side in levels]
+    assert not any(reach(1.0))
+    # In between it fades and does not jump.
+    maps = random_maps()
+    with torch.no_grad():
+        one = [read(maps, position, uv, f) for f in np.geomspace(0.2 / FINEST, 8 / FINEST, 400)]
+        steps = [float((a - b).abs().max()) for a, b in zip(one[1:], one, strict=False)]
+    assert max(steps) < 0.1
+
+
+def test_detail_opens_levels_from_coarse_to_fine():
+    position, uv = some_points()
+    opened = []
+    for detail in (0.0, 0.3, 0.6, 1.0):
+        maps = material.new_maps(FINEST)
+        read(maps, position, uv, 1e-5, detail).sum().backward()
+        opened.append([p.grad is not None and bool(p.grad.any()) for p in maps.parameters()])
+    counts = [sum(row) for row in opened]
+    assert counts[0] == 1 and counts == sorted(counts) and counts[-1] == len(opened[0])
+    assert all(row == sorted(row, reverse=True) for row in opened), "a finer level opens before a coarser one"
+
+
+def test_most_texels_of_a_large_map_get_a_gradient_from_small_pictures():
+    """Filtered lookups: without them 64 px views touch under one in a hundred texels of a 512 map a step."""
+    import oracle_for_tests as oracle
+
+    mesh = shapes.mesh_of(shapes.sphere())
+    gbuffer = oracle.new_pool(mesh, 64, 1).gbuffer([0, 1, 2, 3])
+    maps = material.new_maps(512)
+    material.look_up(maps, gbuffer).sum().backward()
+    shares = [float((p.grad.abs().sum((0, 1)) > 0).float().mean()) for p in maps.pyramid]
+    print([round(share, 2) for share in shares])
+    assert max(shares) > 0.5
+
+
+def test_gradients_are_finite_differences():
+    position, uv = some_points(40)
+    maps = random_maps(0.3)
+    weights = torch.randn(40, 7, generator=torch.Generator().manual_seed(3))
+    (read(maps, position, uv, 0.7 / FINEST) * weights).sum().backward()
+    for parameter in maps.parameters():
+        flat = torch.argsort(parameter.grad.abs().flatten(), descending=True)[:5]
+        for place in flat.tolist():
+            with torch.no_grad():
+                total = []
+                for offset in (1e-2, -1e-2):
+                    parameter.view(-1)[place] += offset
+                    total.append(float((read(maps, position, uv, 0.7 / FINEST).double() * weights).sum()))
+                    parameter.view(-1)[place] -= offset
+            difference = (total[0] - total[1]) / 2e-2
+            assert abs(difference - float(parameter.grad.view(-1)[place])) < 0.02 * abs(difference) + 1e-3
