@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 
 import torch
+from safetensors import SafetensorError
 
 from addon.protocol import BUILT_IN_MODEL
 
@@ -56,5 +57,8 @@ def _load(name: str, device: torch.device) -> Denoiser:
 
     try:
         return BuiltInPrior(device)
-    except OSError as error:
-        raise ModelError(f"The built-in model cannot be loaded: {error}") from error
+    except torch.OutOfMemoryError:
+        raise
+    # A file that is torn is a SafetensorError or a ValueError, weights of another shape a RuntimeError.
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        raise ModelError(f"The built-in model cannot be loaded; install Patina again. ({error})") from error
