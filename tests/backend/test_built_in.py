@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The built-in prior: its wiring with small random weights of the real classes, and the shipped ones where present."""
+
+import json
+import shutil
+
+import oracle_for_tests as oracle
+import pytest
+import shapes_for_tests as shapes
+import torch
+from safetensors.torch import save_file
+
+from addon.protocol import BUILT_IN_MODEL
+from backend import lighting, models
+from backend.diffusion import built_in
+from backend.diffusion.built_in import BuiltInPrior
+from backend.diffusion.interface import Scene
+from backend.prior import conditions, network, vocabulary
+from backend.prompts import PromptError
+
+CPU = torch.device("cpu")
+SHIPPED = built_in.WEIGHTS / "unet" / "config.json"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A prior as the training writes it, with random weights and 32 px pictures."""
+    place = tmp_path_factory.mktemp("prior")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = network.new_unet((32, 32, 32), size=32)
+        conditioner = network.Conditioner(len(vocabulary.WORDS), 4 * 32)
+        for parameter in conditioner.parameters():  # what begins at zero must not stay there
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    unet.save_pretrained(place / "unet")
+    network.new_scheduler().save_pretrained(place / "scheduler")
+    (place / "words.json").write_text(json.dumps({"words": list(vocabulary.WORDS)}))
+    save_file(conditioner.state_dict(), place / "words.safetensors")
+    return place
+
+
+@pytest.fixture(scope="module")
+def tiny(folder):
+    return BuiltInPrior(CPU, folder)
+
+
+def scene_of(size, pictures=2, seed=0, pattern_scale=1.0):
+    pool = oracle.new_pool(shapes.mesh_of(shapes.torus()), size, seed)
+    indices = list(range(pictures))
+    lights = lighting.sample(pictures, torch.Generator().manual_seed(seed))
+    offset = torch.tensor([0.1, 0.5, 0.9])
+    return Scene(pool.gbuffer(indices), lights, pool.extent(indices), size, pattern_scale, offset)
+
+
+def ask(model, scene, time=700, seed=1):
+    count = len(scene.gbuffer.coverage)
+    noisy = torch.randn(count, 3, scene.size, scene.size, generator=torch.Generator().manual_seed(seed))
+    return model.predict(noisy, torch.full((count,), time), scene)
+
+
+def object_pixels(scene):
+    return (scene.gbuffer.coverage == 1)[:, None].expand(-1, 3, -1, -1)
+
+
+def test_it_says_what_it_was_made_for(tiny):
+    assert tiny.name == BUILT_IN_MODEL and tiny.render_size == 32
+    assert tiny.background == conditions.BACKGROUND and tiny.guidance_scale >= 1
+    alphas_cumprod = tiny.alphas_cumprod
+    assert alphas_cumprod.shape == (1000,) and (alphas_cumprod[1:] < alphas_cumprod[:-1]).all()
+    assert 0.99 < alphas_cumprod[0] < 1 and 0 <= alphas_cumprod[-1] < 0.01
+    assert not any(p.requires_grad for p in (*tiny.unet.parameters(), *tiny.conditioner.parameters()))
+    assert not tiny.unet.training
+
+
+def test_predictions_are_pictures_over_the_background(tiny):
+    scene = scene_of(32)
+    tiny.set_prompt("red plastic", "")
+    prediction = ask(tiny, scene)
+    for x0_hat in (prediction.conditional, prediction.unconditional):
+        assert x0_hat.shape == (2, 3, 32, 32) and x0_hat.dtype == torch.float32 and not x0_hat.requires_grad
+        assert torch.isfinite(x0_hat).all()
+        outside = (scene.gbuffer.coverage == 0)[:, None].expand_as(x0_hat)
+        assert torch.allclose(x0_hat[outside], torch.tensor(2 * conditions.BACKGROUND - 1))
+        assert x0_hat[object_pixels(scene)].std() > 0.01
+    assert not torch.allclose(prediction.conditional, prediction.unconditional, atol=1e-3)
+
+
+def test_the_same_question_has_the_same_answer(tiny):
+    scene = scene_of(32)
+    tiny.set_prompt("oak", "")
+    one, two = ask(tiny, scene), ask(tiny, scene)
+    assert torch.equal(one.conditional, two.conditional) and torch.equal(one.unconditional, two.unconditional)
+
+
+def test_everything_it_is_told_matters(tiny):
+    scene = scene_of(32)
+    tiny.set_prompt("oak", "")
+    before = ask(tiny, scene)
+    others = {
+        "noise": ask(tiny, scene, seed=2),
+        "time": ask(tiny, scene, time=100),
+        "pattern scale": ask(tiny, scene_of(32, pattern_scale=3.0)),
+        "light": ask(tiny, Scene(**{**scene.__dict__, "lights": lighting.uniform(2)})),
+        "offset": ask(tiny, Scene(**{**scene.__dict__, "pattern_offset": torch.tensor([0.9, 0.2, 0.4])})),
+        "extent": ask(tiny, Scene(**{**scene.__dict__, "extent": scene.extent * 3})),
+    }
+    for name, other in others.items():
+        assert not torch.allclose(before.conditional, other.conditional, atol=1e-3), name
+    tiny.set_prompt("brick", "")
+    after = ask(tiny, scene)
+    assert not torch.allclose(before.conditional, after.conditional, atol=1e-3)
+    assert torch.allclose(before.unconditional, after.unconditional, atol=2e-2), "no prompt knows no prompt"
+    tiny.set_prompt("brick", "oak")
+    negative = ask(tiny, scene)
+    assert torch.allclose(negative.unconditional, before.conditional, atol=2e-2)
+
+
+def test_a_picture_does_not_depend_on_its_neighbours(tiny):
+    tiny.set_prompt("oak", "")
+    both, first = scene_of(32, 2), scene_of(32, 1)
+    noisy = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    lights = lighting.sample(2, torch.Generator().manual_seed(0))
+    both, first = (Scene(**{**s.__dict__, "lights": lights[:n]}) for s, n in ((both, 2), (first, 1)))
+    together = tiny.predict(noisy, torch.tensor([600, 200]), both).conditional[:1]
+    alone = tiny.predict(noisy[:1], torch.tensor([600]), first).conditional
+    assert (together - alone).abs().max() < 0.05  # half precision
+
+
+def test_words_are_understood_or_refused(tiny):
+    assert tiny.set_prompt("red plastic", "") == ()
+    assert any("flurb" in sentence for sentence in tiny.set_prompt("red flurb plastic", ""))
+    assert any("negative prompt" in sentence for sentence in tiny.set_prompt("gold", "blurry, ugly"))
+    with pytest.raises(PromptError):
+        tiny.set_prompt("happiness", "")
+
+
+def test_weights_that_are_missing_or_do_not_fit_are_refused(folder, tmp_path):
+    with pytest.raises(OSError):
+        BuiltInPrior(CPU, tmp_path)
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "words.json").write_text(json.dumps({"words": ["gold"]}))
+    with pytest.raises(OSError, match="does not fit"):
+        BuiltInPrior(CPU, other)
+
+
+def test_the_shelf_keeps_one_model_and_lets_it_go(folder, monkeypatch):
+    monkeypatch.setattr(built_in, "BuiltInPrior", lambda device: BuiltInPrior(device, folder))
+    shelf = models.ModelShelf()
+    first = shelf.get(BUILT_IN_MODEL, CPU)
+    assert shelf.get(BUILT_IN_MODEL, CPU) is first
+    shelf.release()
+    assert shelf.get(BUILT_IN_MODEL, CPU) is not first
+    with pytest.raises(models.ModelError, match="does not know the model"):
+        shelf.get("unknown/model", CPU)
+    monkeypatch.setattr(built_in, "BuiltInPrior", lambda device: BuiltInPrior(device, folder / "nothing"))
+    with pytest.raises(models.ModelError, match="cannot be loaded"):
+        models.ModelShelf().get(BUILT_IN_MODEL, CPU)
+
+
+def tear(place):
+    path = place / "words.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def shrink(place):
+    save_file({"words.weight": torch.zeros(3, 3)}, place / "words.safetensors")
+
+
+def scribble(place):
+    (place / "words.json").write_text("{")
+
+
+def tear_unet(place):
+    path = next((place / "unet").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+@pytest.mark.parametrize("spoil", [tear, shrink, scribble, tear_unet])
+def test_damaged_weights_are_the_models_fault_in_a_sentence(spoil, folder, tmp_path, monkeypatch):
+    place = shutil.copytree(folder, tmp_path / "spoilt")
+    spoil(place)
+    monkeypatch.setattr(built_in, "BuiltInPrior", lambda device: BuiltInPrior(device, place))
+    with pytest.raises(models.ModelError, match="install Patina again"):
+        models.ModelShelf().get(BUILT_IN_MODEL, CPU)
+
+
+# --- the shipped weights ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    if not SHIPPED.exists():
+        pytest.skip("the prior's weights are not in this tree")
+    return BuiltInPrior(CPU)
+
+
+def test_the_shipped_prior_knows_colours_and_metals(shipped):
+    scene = scene_of(shipped.render_size, pictures=3)
+    inside = object_pixels(scene)
+
+    def mean_of(prompt):
+        shipped.set_prompt(prompt, "")
+        return [float(ask(shipped, scene, time=950).conditional[:, c][inside[:, c]].mean()) for c in range(3)]
+
+    red, blue, gold = (mean_of(prompt) for prompt in ("red plastic", "blue plastic", "gold"))
+    print("red", red, "blue", blue, "gold", gold)
+    assert red[0] > red[2] + 0.2 and red[0] > red[1] + 0.2
+    assert blue[2] > blue[0] + 0.2
+    assert gold[0] > gold[2] + 0.1 and gold[1] > gold[2]
+
+
+def test_the_shipped_prior_keeps_a_picture_that_is_hardly_noisy(shipped):
+    """At the last timesteps it denoises; it does not paint anew."""
+    scene = scene_of(shipped.render_size, pictures=3)
+    red = torch.tensor([0.7, 0.2, 0.2, 0.0, 0.5, 0.5, 0.5])
+    points = oracle.render(lambda g: red.expand(len(g.uv), 7), scene.gbuffer, scene.lights)
+    behind = torch.full((3, scene.size, scene.size, 3), 2 * conditions.BACKGROUND - 1)
+    picture = scene.gbuffer.picture(points * 2 - 1, behind).permute(0, 3, 1, 2)
+    shipped.set_prompt("red plastic", "")
+    timestep = torch.full((3,), 20)
+    alpha_bar = shipped.alphas_cumprod[timestep].view(-1, 1, 1, 1)
+    noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(4))
+    noisy = alpha_bar.sqrt() * picture + (1 - alpha_bar).sqrt() * noise
+    x0_hat = shipped.predict(noisy, timestep, scene).conditional
+    error = (x0_hat - picture)[object_pixels(scene)].square().mean().sqrt()
+    print(f"off by {error:.3f}")
+    assert error < 0.15
