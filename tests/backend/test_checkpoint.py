@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from backend import checkpoint, ggx_tables, optimisation
+from backend.diffusion.interface import Prediction
 
 TABLES = ggx_tables.load()
 PLAN = oracle.plan_for(steps=20, render_size=24, finest=32, views=2)
@@ -18,6 +19,14 @@ PLAN = oracle.plan_for(steps=20, render_size=24, finest=32, views=2)
 
 def reddish(gbuffer):
     return torch.tensor([0.8, 0.2, 0.1, 0.1, 0.4, 0.55, 0.5]).expand(gbuffer.uv.shape[0], 7)
+
+
+class Noisy(oracle.Oracle):
+    """Its answer depends on the noise as well, as a real model's does."""
+
+    def predict(self, noisy, timestep, scene):
+        prediction = super().predict(noisy, timestep, scene)
+        return Prediction(prediction.conditional + 0.2 * noisy, prediction.unconditional)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +41,7 @@ def fresh():
 def advance(state, mesh, until):
     pool = oracle.new_pool(mesh, PLAN.render_size, PLAN.seed)
     while state.step < until:
-        optimisation.step(state, PLAN, oracle.Oracle(reddish, PLAN.render_size), pool, TABLES)
+        optimisation.step(state, PLAN, Noisy(reddish, PLAN.render_size), pool, TABLES)
     return state
 
 

@@ -27,10 +27,13 @@ def smooth(u, v):
 
 
 def patterned(u, v):
-    """Gold and blue lacquer in turns: metallic, colour and roughness all change at once."""
+    """Gold and blue lacquer in turns: metallic, colour and roughness all change at once.
+
+    The lacquer is glossy: whether a rough one is a metal cannot be told from pictures (36 dB either way).
+    """
     share = torch.sigmoid(12 * torch.sin(TAU * 6 * u) * torch.sin(TAU * 3 * v))[..., None]
-    gold = torch.tensor([1.0, 0.84, 0.45, 0.95, 0.3, 0.5, 0.5])
-    lacquer = torch.tensor([0.15, 0.3, 0.65, 0.03, 0.6, 0.5, 0.5])
+    gold = torch.tensor([1.0, 0.84, 0.45, 0.95, 0.4, 0.5, 0.5])
+    lacquer = torch.tensor([0.15, 0.3, 0.65, 0.03, 0.25, 0.5, 0.5])
     return share * gold + (1 - share) * lacquer
 
 
@@ -83,7 +86,7 @@ def test_known_maps_come_back_at_full_size(paint, shape):
     if paint is patterned:
         metal = (image[3] > 0.8) & covered
         other = (image[3] < 0.15) & covered
-        assert found[3][metal].mean() - found[3][other].mean() > 0.2, "metal and lacquer are not told apart"
+        assert found[3][metal].mean() - found[3][other].mean() > 0.45, "metal and lacquer are not told apart"
 
 
 # --- the object's frame -----------------------------------------------------------------------------
