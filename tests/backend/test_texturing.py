@@ -154,6 +154,7 @@ def test_paused_and_resumed_it_ends_as_if_nothing_had_been(why, reason, step, wh
     events = run(job)
     check_stream(events, protocol.Done)
     assert events[0].resumed_from_step == step
+    assert not job.checkpoint.exists()
     found = maps_of(job, events[-1])
     for name in protocol.MAP_NAMES:
         assert np.array_equal(wanted[name], found[name]), f"{name} differs after a pause"
