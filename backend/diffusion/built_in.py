@@ -68,6 +68,7 @@ class BuiltInPrior:
         with torch.autocast(self.device.type, torch.bfloat16):
             x0_hat = network.predict_x0(
                 self.unet,
+                self.conditioner,
                 noisy.repeat(2, 1, 1, 1),
                 condition.repeat(2, 1, 1, 1),
                 timestep.to(self.device).repeat(2),

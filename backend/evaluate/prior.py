@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well textured meshes match the materials the built-in prior was taught: shapes it never saw.
 
-    python -m backend evaluate prior --json FILE [--pairs N] [--quality draft] [--resume]
+    python -m backend evaluate prior --json FILE [--pairs N] [--part I/N] [--merge FILE ...]
 
 Each (held-out shape x prompt) is textured along the backend's own route, then judged against the
 procedural generator: colour, metallic and roughness against what many draws of the prompt have, patterned
@@ -145,15 +145,21 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("evaluate prior", description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=len(PROMPTS), help="how many (shape, prompt) pairs")
+    parser.add_argument("--part", default="1/1", help="2/3: the second third of the pairs, for several processes")
     parser.add_argument("--quality", default="draft", choices=protocol.QUALITIES)
     parser.add_argument("--keep", type=Path, help="keep the job folders here")
+    parser.add_argument("--merge", type=Path, nargs="+", default=[], help="take over the rows of these files first")
     options = parser.parse_args(arguments)
     results = json.loads(options.json.read_text("utf-8")) if options.json.exists() else {"rows": []}
+    for path in options.merge:
+        results["rows"] += json.loads(path.read_text("utf-8"))["rows"]
     done = {(row["shape"], row["prompt"]) for row in results["rows"]}
     shelf = ModelShelf()
     kinds = shapes.HELD_OUT_KINDS
     # Neighbouring prompts get different shapes; a second round pairs them otherwise.
     pairs = [(kinds[(i + i // len(PROMPTS)) % len(kinds)], PROMPTS[i % len(PROMPTS)]) for i in range(options.pairs)]
+    part, parts = (int(number) for number in options.part.split("/"))
+    pairs = pairs[part - 1 :: parts]
     retriever = patterned.Retriever.of([p for p in PROMPTS if patterned.is_patterned(read(p).prompt)])
     for kind, prompt in pairs:
         if (kind, prompt) in done:
@@ -170,5 +176,7 @@ def main(arguments: list[str]) -> int:
         results["summary"] = summary(results["rows"])
         protocol.write_beside(options.json, json.dumps(results, indent=1).encode())
         print(json.dumps(results["rows"][-1]), flush=True)
+    results["summary"] = summary(results["rows"])
+    protocol.write_beside(options.json, json.dumps(results, indent=1).encode())
     print(json.dumps(results["summary"], indent=1))
     return 0

@@ -45,7 +45,11 @@ def new_scheduler() -> DDPMScheduler:
 
 
 class Conditioner(nn.Module):
-    """Word numbers (B, K), -1 for none, and scale (B,) -> embedding (B, width)."""
+    """Word numbers (B, K), -1 for none, and scale (B,) -> embedding (B, width).
+
+    `paint` goes straight from the embedding to the picture-wide part of the head, (B, 12): which render
+    a material takes and in what colour depends on the words alone, and is learnt at once this way.
+    """
 
     def __init__(self, words: int, width: int) -> None:
         super().__init__()
@@ -53,6 +57,9 @@ class Conditioner(nn.Module):
         self.mix = nn.Sequential(
             nn.Linear(WORD_WIDTH + 3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
         )
+        self.paint = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, HEAD_CHANNELS))
+        nn.init.zeros_(self.paint[-1].weight)
+        nn.init.zeros_(self.paint[-1].bias)
 
     def forward(self, numbers: Tensor, scale: Tensor) -> Tensor:
         # The order of words is free, so their embeddings are summed.
@@ -62,10 +69,13 @@ class Conditioner(nn.Module):
         return self.mix(torch.cat((known.sum(1) + nothing, features), dim=1))
 
 
-def predict_x0(unet: UNet2DModel, noisy: Tensor, condition: Tensor, timestep: Tensor, embedding: Tensor) -> Tensor:
+def predict_x0(
+    unet: UNet2DModel, conditioner: Conditioner, noisy: Tensor, condition: Tensor, timestep: Tensor, embedding: Tensor
+) -> Tensor:
     """x0_hat (B, 3, H, W) in -1..1 for noisy pictures (B, 3, H, W) and conditions (B, 25, H, W)."""
     blocks = nn.functional.pixel_unshuffle(torch.cat((noisy, condition), dim=1), BLOCK)
     head = nn.functional.pixel_shuffle(unet(blocks, timestep, class_labels=embedding).sample, BLOCK).float()
+    head = head + conditioner.paint(embedding).float()[..., None, None]
     coverage = condition[:, COVERAGE_CHANNEL : COVERAGE_CHANNEL + 1]
     renders = (condition[:, : 3 * RENDERS] + 1) / 2 * (coverage > 0)
     painted = (head[:, : 3 * RENDERS] * renders).unflatten(1, (RENDERS, 3)).sum(1) + head[:, 3 * RENDERS :]

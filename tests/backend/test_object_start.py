@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The uniform start finds what a model paints: metal or not, colour and roughness."""
+
+import pytest
+import torch
+
+from backend import ggx_tables, material
+from backend.diffusion.interface import Prediction
+from backend.object_start import uniform_start
+from tests.backend import shapes_for_tests
+from tests.backend.oracle_for_tests import Oracle, new_pool
+
+
+class Unguided(Oracle):
+    """Says the same with and without the prompt, so that guidance changes nothing."""
+
+    def predict(self, noisy, timestep, scene):
+        wanted = super().predict(noisy, timestep, scene).conditional
+        return Prediction(wanted, wanted)
+
+
+@pytest.mark.parametrize(
+    ("base_color", "metallic", "roughness"),
+    [((0.95, 0.78, 0.34), 1.0, 0.25), ((0.75, 0.12, 0.1), 0.0, 0.35), ((0.2, 0.4, 0.7), 0.0, 0.8)],
+    ids=["gold", "red plastic", "blue cloth"],
+)
+def test_the_start_is_the_painted_material(base_color, metallic, roughness):
+    stored = torch.tensor([*base_color, metallic, roughness, 0.5, 0.5])
+    pool = new_pool(shapes_for_tests.mesh_of(shapes_for_tests.sphere()), 48, seed=3)
+    model = Unguided(lambda gbuffer: stored.expand(len(gbuffer.view), 7), render_size=48)
+    generator = torch.Generator().manual_seed(0)
+    raw = uniform_start(model, pool, ggx_tables.load(), 1.0, torch.zeros(3), generator)
+    found = material.stored_values(raw)
+    assert abs(float(found[material.METALLIC]) - metallic) < 0.1
+    assert abs(float(found[material.ROUGHNESS]) - roughness) < 0.08
+    assert torch.allclose(found[material.BASE_COLOR], torch.tensor(base_color), atol=0.05)
