@@ -83,8 +83,8 @@ def look(triangles: Triangles, cameras: Cameras, index: int, size: int) -> Visib
     claims the edge pixels whose centre lies just outside.
     """
     corners = _project(triangles.positions, cameras, index)
-    centre_id, centre_bary = _rasterize(corners, size)
-    fine_id, fine_bary = _rasterize(corners, 2 * size)
+    centre_id, centre_bary = rasterize_corners(corners, size)
+    fine_id, fine_bary = rasterize_corners(corners, 2 * size)
     quad_id = fine_id.view(size, 2, size, 2).permute(0, 2, 1, 3).reshape(size * size, 4)
     quad_bary = fine_bary.view(size, 2, size, 2, 3).permute(0, 2, 1, 3, 4).reshape(size * size, 4, 3)
     covered = quad_id >= 0
@@ -150,7 +150,7 @@ def _project(positions: Tensor, cameras: Cameras, index: int) -> Tensor:
     return torch.stack((0.5 + local[..., 0] * scale, 0.5 - local[..., 1] * scale, w), dim=-1)
 
 
-def _rasterize(corners: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def rasterize_corners(corners: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Projected corners (F, 3, 3) -> triangle index (size*size,), -1 where empty, and barycentrics (size*size, 3)."""
     device = corners.device
     xy, w = corners[..., :2] * size, corners[..., 2]
@@ -269,7 +269,7 @@ def texels_of(triangles: Triangles, size: int) -> tuple[Tensor, Tensor, Tensor]:
     (K, 3) in object space, triangle (K,). Where triangles overlap the lowest index wins."""
     u, v = triangles.uvs[..., 0], triangles.uvs[..., 1]
     corners = torch.stack((u, 1 - v, torch.ones_like(u)), dim=-1)
-    identity, bary = _rasterize(corners, size)
+    identity, bary = rasterize_corners(corners, size)
     index = torch.nonzero(identity >= 0)[:, 0]
     triangle = identity[index]
     return index, torch.einsum("nk,nkc->nc", bary[index], triangles.positions[triangle]), triangle

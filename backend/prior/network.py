@@ -54,10 +54,11 @@ class Conditioner(nn.Module):
     def __init__(self, words: int, width: int) -> None:
         super().__init__()
         self.words = nn.Embedding(words + 1, WORD_WIDTH)  # the last row stands for "no word"
+        # Without the norm the embedding grows a hundredfold in training, drowns the timestep and kills `paint`.
         self.mix = nn.Sequential(
-            nn.Linear(WORD_WIDTH + 3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
+            nn.Linear(WORD_WIDTH + 3, width), nn.SiLU(), nn.Linear(width, width), nn.LayerNorm(width)
         )
-        self.paint = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, HEAD_CHANNELS))
+        self.paint = nn.Sequential(nn.Linear(width, width // 2), nn.SiLU(), nn.Linear(width // 2, HEAD_CHANNELS))
         nn.init.zeros_(self.paint[-1].weight)
         nn.init.zeros_(self.paint[-1].bias)
 

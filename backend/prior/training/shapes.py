@@ -13,6 +13,7 @@ from trimesh import creation
 
 from ...frames import repair_frames, smooth_normals
 from ...mesh import Mesh
+from ...rasterize import Triangles, rasterize_corners
 
 TRAINING_KINDS = ("blob", "lathe", "boxes", "torus", "plate", "assembly", "capsules", "ring", "extrusion", "sphere")
 HELD_OUT_KINDS = ("knot", "vase", "stairs", "bowl")
@@ -182,8 +183,6 @@ def _grid_faces(rows: int, columns: int, wrap: bool) -> np.ndarray:
 
 def ambient_occlusion(mesh: Mesh, directions: int = 48, size: int = 96) -> np.ndarray:
     """(F, 3) share of the cosine-weighted sky that each corner sees, by depth maps from many sides."""
-    from ...rasterize import Triangles, _rasterize
-
     triangles = Triangles.of(mesh)
     points = triangles.positions.reshape(-1, 3)
     normals = torch.nn.functional.normalize(triangles.normals.reshape(-1, 3), dim=1)
@@ -201,7 +200,7 @@ def ambient_occlusion(mesh: Mesh, directions: int = 48, size: int = 96) -> np.nd
         # Orthographic: nearly constant w, kept growing away from the sky so that depth still decides.
         w = 1000.0 - local[:, 2]
         corners = torch.stack((0.5 + 0.48 * local[:, 0], 0.5 - 0.48 * local[:, 1], w), -1).view(-1, 3, 3)
-        identity, bary = _rasterize(corners, size)
+        identity, bary = rasterize_corners(corners, size)
         depth = torch.full((size * size,), -9.0)
         hit = identity >= 0
         depth[hit] = (bary[hit] * local[:, 2].view(-1, 3)[identity[hit]]).sum(1)

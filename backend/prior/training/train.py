@@ -153,10 +153,9 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def warm_start(prior: Prior, state_file: Path) -> None:
-    """Take over every weight of an earlier network that still has its shape."""
+    """Take over the UNet's weights of an earlier training; words are learnt anew."""
     old = torch.load(state_file, map_location="cpu", weights_only=True)["average"]
-    own = prior.state_dict()
-    prior.load_state_dict({k: old[k] if k in old and old[k].shape == v.shape else v for k, v in own.items()})
+    prior.unet.load_state_dict({k.removeprefix("unet."): v for k, v in old.items() if k.startswith("unet.")})
 
 
 def save(arguments, prior: Prior, average: Prior, optimiser: torch.optim.Optimizer, facts: dict) -> None:
