@@ -65,14 +65,17 @@ class BuiltInPrior:
         density = 1.0 / scene.pattern_scale
         scale = conditions.scale_of(scene.extent, density, scene.size).to(self.device)
         words = self._words.to(self.device).long().repeat_interleave(count, 0)
+        alpha_bar = self.alphas_cumprod.to(self.device)[timestep.to(self.device)].repeat(2)
         with torch.autocast(self.device.type, torch.bfloat16):
+            embedding = self.conditioner(words, scale.repeat(2))
             x0_hat = network.predict_x0(
                 self.unet,
-                self.conditioner,
                 noisy.repeat(2, 1, 1, 1),
                 condition.repeat(2, 1, 1, 1),
                 timestep.to(self.device).repeat(2),
-                self.conditioner(words, scale.repeat(2)),
+                embedding,
+                self.conditioner.paint(words, embedding),
+                alpha_bar,
             )
         return Prediction(*x0_hat.chunk(2))
 

@@ -47,8 +47,8 @@ def new_scheduler() -> DDPMScheduler:
 class Conditioner(nn.Module):
     """Word numbers (B, K), -1 for none, and scale (B,) -> embedding (B, width).
 
-    `paint` goes straight from the embedding to the picture-wide part of the head, (B, 12): which render
-    a material takes and in what colour depends on the words alone, and is learnt at once this way.
+    `paint` gives the picture-wide part of the head, (B, 12): which renders a material takes and in what
+    colour, from the words alone: a table of gains that add up, and a correction for their combination.
     """
 
     def __init__(self, words: int, width: int) -> None:
@@ -58,25 +58,43 @@ class Conditioner(nn.Module):
         self.mix = nn.Sequential(
             nn.Linear(WORD_WIDTH + 3, width), nn.SiLU(), nn.Linear(width, width), nn.LayerNorm(width)
         )
-        self.paint = nn.Sequential(nn.Linear(width, width // 2), nn.SiLU(), nn.Linear(width // 2, HEAD_CHANNELS))
-        nn.init.zeros_(self.paint[-1].weight)
-        nn.init.zeros_(self.paint[-1].bias)
+        self.correction = nn.Sequential(nn.Linear(width, width // 2), nn.SiLU(), nn.Linear(width // 2, HEAD_CHANNELS))
+        nn.init.zeros_(self.correction[-1].weight)
+        nn.init.zeros_(self.correction[-1].bias)
+        self.gains = nn.Embedding(words + 1, HEAD_CHANNELS)
+        nn.init.zeros_(self.gains.weight)
 
     def forward(self, numbers: Tensor, scale: Tensor) -> Tensor:
-        # The order of words is free, so their embeddings are summed.
-        known = self.words(numbers.clamp(min=0)) * (numbers >= 0)[..., None]
-        nothing = self.words.weight[-1] * (numbers < 0).all(1, keepdim=True)
         features = torch.stack((scale, torch.sin(scale * 3), torch.cos(scale * 3)), dim=1)
-        return self.mix(torch.cat((known.sum(1) + nothing, features), dim=1))
+        return self.mix(torch.cat((_sum_of(self.words, numbers), features), dim=1))
+
+    def paint(self, numbers: Tensor, embedding: Tensor) -> Tensor:
+        """Picture-wide head values (B, 12)."""
+        return _sum_of(self.gains, numbers).float() + self.correction(embedding).float()
+
+
+def _sum_of(table: nn.Embedding, numbers: Tensor) -> Tensor:
+    """The order of words is free, so their rows are summed; without words the last row stands."""
+    known = table(numbers.clamp(min=0)) * (numbers >= 0)[..., None]
+    return known.sum(1) + table.weight[-1] * (numbers < 0).all(1, keepdim=True)
 
 
 def predict_x0(
-    unet: UNet2DModel, conditioner: Conditioner, noisy: Tensor, condition: Tensor, timestep: Tensor, embedding: Tensor
+    unet: UNet2DModel,
+    noisy: Tensor,
+    condition: Tensor,
+    timestep: Tensor,
+    embedding: Tensor,
+    paint: Tensor,
+    alpha_bar: Tensor,
 ) -> Tensor:
-    """x0_hat (B, 3, H, W) in -1..1 for noisy pictures (B, 3, H, W) and conditions (B, 25, H, W)."""
+    """x0_hat (B, 3, H, W) in -1..1 for noisy pictures (B, 3, H, W) and conditions (B, 25, H, W).
+
+    `paint` (B, 12) counts by the share of noise: where the picture itself tells, words need not.
+    """
     blocks = nn.functional.pixel_unshuffle(torch.cat((noisy, condition), dim=1), BLOCK)
     head = nn.functional.pixel_shuffle(unet(blocks, timestep, class_labels=embedding).sample, BLOCK).float()
-    head = head + conditioner.paint(embedding).float()[..., None, None]
+    head = head + (paint * (1 - alpha_bar)[:, None])[..., None, None]
     coverage = condition[:, COVERAGE_CHANNEL : COVERAGE_CHANNEL + 1]
     renders = (condition[:, : 3 * RENDERS] + 1) / 2 * (coverage > 0)
     painted = (head[:, : 3 * RENDERS] * renders).unflatten(1, (RENDERS, 3)).sum(1) + head[:, 3 * RENDERS :]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from .. import conditions, materials, network
 from ..vocabulary import WORDS
+from . import word_gains
 
 DROP_WORDS = 0.1  # share of pictures shown without words: the unconditional branch
 AVERAGE_DECAY = 0.999
@@ -91,7 +92,13 @@ def batch_loss(prior: Prior, batch: dict[str, Tensor], alphas_cumprod: Tensor, g
     with torch.autocast(device.type, torch.bfloat16):
         embedding = prior.conditioner(numbers, batch["scale"].to(device))
         x0_hat = network.predict_x0(
-            prior.unet, prior.conditioner, a * x0 + s * noise, condition, timestep, embedding
+            prior.unet,
+            a * x0 + s * noise,
+            condition,
+            timestep,
+            embedding,
+            prior.conditioner.paint(numbers, embedding),
+            alpha_bar.flatten(),
         )
     error = ((x0_hat - x0) ** 2 * coverage).sum((1, 2, 3)) / (coverage.sum((1, 2, 3)) * 3)
     return (error + 1e-5).sqrt().mean()
@@ -109,6 +116,8 @@ def train(arguments: argparse.Namespace) -> None:
     state_file = arguments.state / "state.pt"
     if arguments.warm_start and not state_file.exists():
         warm_start(prior, arguments.warm_start)
+    if not state_file.exists():
+        prior.conditioner.gains.weight.data.copy_(word_gains.fit(arguments.data, arguments.fit_shards))
         average.load_state_dict(prior.state_dict())
     if state_file.exists():
         state = torch.load(state_file, map_location=device, weights_only=True)
@@ -153,9 +162,10 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def warm_start(prior: Prior, state_file: Path) -> None:
-    """Take over the UNet's weights of an earlier training; words are learnt anew."""
+    """Take over the weights of an earlier training that still have their place and shape."""
     old = torch.load(state_file, map_location="cpu", weights_only=True)["average"]
-    prior.unet.load_state_dict({k.removeprefix("unet."): v for k, v in old.items() if k.startswith("unet.")})
+    own = prior.state_dict()
+    prior.load_state_dict({k: old[k] if k in old and old[k].shape == v.shape else v for k, v in own.items()})
 
 
 def save(arguments, prior: Prior, average: Prior, optimiser: torch.optim.Optimizer, facts: dict) -> None:
@@ -191,6 +201,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--export", type=Path)
+    parser.add_argument("--fit-shards", type=int, default=300, help="shards the words' gains are fitted on")
     parser.add_argument("--warm-start", type=Path, help="state.pt of an earlier training")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
