@@ -3,8 +3,8 @@
 
 Metallic is bistable under score distillation: the wrong side of a metal is a local minimum that texels
 rarely leave. So it is decided first, at object level: the model paints a few views from noise in a few
-deterministic steps (DDIM), under known lights; a uniform material is fitted to them from several
-metallic starts, and the best fit wins.
+deterministic steps (DDIM), under known lights; a uniform dielectric, a uniform metal and a free mixture are
+fitted to them, and compared.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ VIEWS, CLOSE = 8, 2
 DENOISING_STEPS = 8
 FIT_STEPS = 70
 FIT_POINTS = 4000
-METALLIC_STARTS = (-0.8, 0.0, 0.8)  # raw: 0.04, 0.5 and 0.96
-GUIDANCE_SCALE = 2.0  # enough to tell materials apart, too little to saturate
+DIELECTRIC, METAL, UNDECIDED = -0.9, 0.9, 0.0  # raw metallic: 0.03, 0.97 and 0.5
+# Surfaces are metal or not; a mixture, and metal where both fit, must be better by this much to be believed.
+BETTER_FOR_MIXTURE, BETTER_FOR_METAL = 0.85, 0.9
+GUIDANCE_SCALE = 1.5  # enough to tell materials apart, too little to saturate
 
 
 def uniform_start(
@@ -37,12 +39,16 @@ def uniform_start(
     lights = lighting.sample(len(indices), generator).to(device)
     scene = Scene(pool.gbuffer(indices), lights, pool.extent(indices), pool.size, pattern_scale, offset)
     target = paint(model, scene, generator)
-    points = torch.randperm(scene.gbuffer.pixel.numel(), generator=generator)[:FIT_POINTS]
+    drawn = torch.randperm(scene.gbuffer.pixel.numel(), generator=generator)[:FIT_POINTS]
     keep = torch.zeros(scene.gbuffer.pixel.numel(), dtype=torch.bool, device=device)
-    keep[points.to(device)] = True
+    keep[drawn.to(device)] = True
     wanted = target.permute(0, 2, 3, 1).reshape(-1, 3)[scene.gbuffer.pixel][keep]
-    fits = [_fit(select(scene.gbuffer, keep), lights, wanted, tables, start) for start in METALLIC_STARTS]
-    return min(fits, key=lambda fit: fit[0])[1]
+    points = select(scene.gbuffer, keep)
+    dielectric = _fit(points, lights, wanted, tables, DIELECTRIC, free_metallic=False)
+    metal = _fit(points, lights, wanted, tables, METAL, free_metallic=False)
+    mixture = _fit(points, lights, wanted, tables, UNDECIDED, free_metallic=True)
+    pure = metal if metal[0] < BETTER_FOR_METAL * dielectric[0] else dielectric
+    return mixture[1] if mixture[0] < BETTER_FOR_MIXTURE * pure[0] else pure[1]
 
 
 def paint(model: Denoiser, scene: Scene, generator: torch.Generator) -> Tensor:
@@ -64,20 +70,25 @@ def paint(model: Denoiser, scene: Scene, generator: torch.Generator) -> Tensor:
 
 
 def _fit(
-    points: GBuffer, lights: lighting.Lights, wanted: Tensor, tables: GgxTables, metallic: float
+    points: GBuffer, lights: lighting.Lights, wanted: Tensor, tables: GgxTables, metallic: float, free_metallic: bool
 ) -> tuple[float, Tensor]:
-    """Mean squared error and raw channels (7,) of a uniform material fitted to display values (N, 3) -1..1."""
+    """Mean squared error and raw channels (7,) of a uniform material fitted to display values (N, 3) -1..1.
+
+    Starts at raw `metallic` and stays there unless `free_metallic`.
+    """
     raw = torch.zeros(material.CHANNELS, device=wanted.device)
     raw[material.METALLIC] = metallic
     raw.requires_grad_(True)
     optimiser = torch.optim.Adam([raw], lr=0.06)
-    free = torch.ones_like(raw)
-    free[material.NORMAL] = 0.0
+    moves = torch.ones_like(raw)
+    moves[material.NORMAL] = 0.0
+    moves[material.METALLIC] = float(free_metallic)
+    begin = raw.detach().clone()
     for _ in range(FIT_STEPS):
-        stored = material.stored_values((raw * free).expand(len(wanted), -1))
+        stored = material.stored_values((begin + moves * (raw - begin)).expand(len(wanted), -1))
         rendered = linear_to_srgb(shade(points, material.surface_maps(stored), lights, tables)) * 2 - 1
         error = ((rendered - wanted) ** 2).mean()
         optimiser.zero_grad()
         error.backward()
         optimiser.step()
-    return float(error.detach()), (raw * free).detach()
+    return float(error.detach()), (begin + moves * (raw - begin)).detach()

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from diffusers import UNet2DModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import conditions, materials, network
@@ -114,10 +115,10 @@ def train(arguments: argparse.Namespace) -> None:
     alphas_cumprod = network.new_scheduler().alphas_cumprod.to(device)
     facts = {"step": 0, "pictures_seen": 0, "minutes": 0.0, "seed": arguments.seed, "batch": arguments.batch}
     state_file = arguments.state / "state.pt"
-    if arguments.warm_start and not state_file.exists():
-        warm_start(prior, arguments.warm_start)
     if not state_file.exists():
-        prior.conditioner.gains.weight.data.copy_(word_gains.fit(arguments.data, arguments.fit_shards))
+        taken = warm_start(prior, arguments.warm_start) if arguments.warm_start else set()
+        if "conditioner.gains.weight" not in taken:
+            prior.conditioner.gains.weight.data.copy_(word_gains.fit(arguments.data, arguments.fit_shards))
         average.load_state_dict(prior.state_dict())
     if state_file.exists():
         state = torch.load(state_file, map_location=device, weights_only=True)
@@ -161,11 +162,21 @@ def train(arguments: argparse.Namespace) -> None:
             saved = time.monotonic()
 
 
-def warm_start(prior: Prior, state_file: Path) -> None:
-    """Take over the weights of an earlier training that still have their place and shape."""
-    old = torch.load(state_file, map_location="cpu", weights_only=True)["average"]
+def warm_start(prior: Prior, source: Path) -> set[str]:
+    """Take over the weights of an earlier training that still have their place and shape; their names.
+
+    `source` is a state.pt or an exported folder.
+    """
+    if source.is_dir():
+        unet = UNet2DModel.from_pretrained(source / "unet", use_safetensors=True).state_dict()
+        old = {f"unet.{k}": v for k, v in unet.items()}
+        old |= {f"conditioner.{k}": v for k, v in load_file(source / "words.safetensors").items()}
+    else:
+        old = torch.load(source, map_location="cpu", weights_only=True)["average"]
     own = prior.state_dict()
-    prior.load_state_dict({k: old[k] if k in old and old[k].shape == v.shape else v for k, v in own.items()})
+    fitting = {k: old[k].to(v.dtype) for k, v in own.items() if k in old and old[k].shape == v.shape}
+    prior.load_state_dict(own | fitting)
+    return set(fitting)
 
 
 def save(arguments, prior: Prior, average: Prior, optimiser: torch.optim.Optimizer, facts: dict) -> None:
@@ -202,7 +213,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--export", type=Path)
     parser.add_argument("--fit-shards", type=int, default=300, help="shards the words' gains are fitted on")
-    parser.add_argument("--warm-start", type=Path, help="state.pt of an earlier training")
+    parser.add_argument("--warm-start", type=Path, help="state.pt of an earlier training, or an exported folder such as backend/prior")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.state.mkdir(parents=True, exist_ok=True)
