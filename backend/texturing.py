@@ -190,9 +190,13 @@ def _fill_unseen(run: _Run, images: dict[str, Tensor], where: material.Texels) -
     share = float(hidden.float().mean())
     if 0 < share < 1:
         source = nearest_seen(where.position, hidden)
+        # A triangle smaller than a pixel is often missed by every pixel centre and yet seen: its neighbours are.
+        away = where.position[hidden] - where.position[~hidden][source]
+        far = away.norm(dim=1) > 2 * float(run.pool.extent(list(range(run.pool.full))).mean()) / run.pool.size
         for image in images.values():
             flat = image.view(-1, image.shape[-1])
-            flat[where.index[hidden]] = flat[where.index[~hidden][source]]
+            flat[where.index[hidden][far]] = flat[where.index[~hidden][source[far]]]
+        share = float(far.sum()) / len(hidden)
     return share
 
 

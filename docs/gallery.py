@@ -2,9 +2,10 @@
 """The README's grid of materials, from what the demo rendered with Cycles.
 
     python build.py demo --out out/gallery --prompt "polished gold" --prompt ...
-    .venv/bin/python docs/gallery.py out/gallery docs/materials.png
+    .venv/bin/python docs/gallery.py out/gallery docs/materials.png [FOLDER ...]
 
-Takes from every <out>/<prompt>/turntable.png the first view under both lights.
+Takes from every folder's turntable.png (or maps_turntable.png, which tests/blender/cycles_judge.py leaves in kept
+evaluation jobs) the first view under both lights; with names, only from those folders and in that order.
 """
 
 import json
@@ -16,10 +17,11 @@ from PIL import Image, ImageDraw, ImageFont
 COLUMNS, LABEL = 4, 24
 
 
-def main(source: Path, target: Path) -> None:
-    sheets = sorted(source.glob("*/turntable.png"), key=lambda p: p.stat().st_mtime)
+def main(source: Path, target: Path, names: list[str]) -> None:
+    folders = [source / name for name in names] or sorted(p for p in source.iterdir() if p.is_dir())
+    sheets = [sheet for folder in folders for sheet in sorted(folder.glob("*turntable.png"))[-1:]]
     if not sheets:
-        sys.exit(f"There is no turntable.png in the folders of {source}. Run the demo with several prompts first.")
+        sys.exit(f"There is no turntable in the folders of {source}. Run the demo with several prompts first.")
     side = Image.open(sheets[0]).height // 2
     rows = -(-len(sheets) // COLUMNS)
     grid = Image.new("RGB", (COLUMNS * 2 * side, rows * (side + LABEL)), (38, 38, 38))
@@ -35,4 +37,4 @@ def main(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

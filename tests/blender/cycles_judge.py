@@ -28,7 +28,8 @@ from backend.mesh import Mesh, load_job_mesh
 from backend.prior import materials
 from backend.prior.vocabulary import read
 
-DRAWS = 4
+DRAWS = 2
+SIZE = 128
 
 
 def main(jobs: Path, target: Path) -> None:
@@ -81,8 +82,8 @@ def _sheet(mesh: Mesh, maps: Path, request: protocol.TextureRequest) -> np.ndarr
     obj = bpy.data.objects.new("judged", data)
     bpy.context.scene.collection.objects.link(obj)
     data.materials.append(material.build("judged", "UVMap", images.load(maps, "judged", "judged"), "judged", request))
-    file = maps.parent / f"{maps.name}_turntable.png"
-    turntable.render(obj, file, size=96, samples=16)
+    file = maps.parent / "maps_turntable.png" if maps.name == "maps" else maps / "sheet.png"
+    turntable.render(obj, file, size=SIZE, samples=16)
     with Image.open(file) as picture:
         return np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
 

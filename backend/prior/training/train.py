@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--export", type=Path)
     parser.add_argument("--fit-shards", type=int, default=300, help="shards the words' gains are fitted on")
-    parser.add_argument("--warm-start", type=Path, help="state.pt of an earlier training, or an exported folder such as backend/prior")
+    parser.add_argument("--warm-start", type=Path, help="state.pt of an earlier training, or an exported folder")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.state.mkdir(parents=True, exist_ok=True)
