@@ -215,6 +215,11 @@ def test_what_no_camera_sees_is_filled_and_its_share_told(new_job):
     assert np.abs(seen - unseen).mean() < 6, "the inner sphere does not wear what lies above it"
 
 
+def test_triangles_smaller_than_a_pixel_are_not_unseen(new_job):
+    events = run(new_job("fine", shapes.sphere(240, 160)), replace(REQUEST, steps=2))
+    assert [event.message for event in events if isinstance(event, protocol.Warning)] == []
+
+
 def test_what_cannot_be_used_is_left_to_the_caller(new_job):
     class Choosy(oracle.Oracle):
         def set_prompt(self, prompt, negative_prompt):
