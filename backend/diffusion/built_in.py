@@ -60,7 +60,7 @@ class BuiltInPrior:
 
     @torch.no_grad()
     def predict(self, noisy: Tensor, timestep: Tensor, scene: Scene) -> Prediction:
-        condition = self._condition(scene)
+        condition = self._condition(scene).repeat(2, 1, 1, 1)
         count = noisy.shape[0]
         density = 1.0 / scene.pattern_scale
         scale = conditions.scale_of(scene.extent, density, scene.size).to(self.device)
@@ -71,10 +71,10 @@ class BuiltInPrior:
             x0_hat = network.predict_x0(
                 self.unet,
                 noisy.repeat(2, 1, 1, 1),
-                condition.repeat(2, 1, 1, 1),
+                condition,
                 timestep.to(self.device).repeat(2),
                 embedding,
-                self.conditioner.paint(words, embedding),
+                self.conditioner.paint(words, condition, embedding),
                 alpha_bar,
             )
         return Prediction(*x0_hat.chunk(2))

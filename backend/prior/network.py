@@ -19,6 +19,8 @@ from .conditions import BACKGROUND, BLOCK, CONDITION_CHANNELS, COVERAGE_CHANNEL
 WORD_WIDTH = 192
 RENDERS = 3  # fixed-material renders, first in the condition
 HEAD_CHANNELS = 3 * RENDERS + 3  # a gain per render and colour, and a remainder
+NORMALS, WAVES = slice(9, 12), slice(13, 25)  # channels of the condition
+FIELD_CHANNELS, FIELD_WIDTH = 15, 48
 
 
 def new_unet(widths: tuple[int, int, int] = (128, 160, 160), layers: int = 1, size: int = 64) -> UNet2DModel:
@@ -44,11 +46,36 @@ def new_scheduler() -> DDPMScheduler:
     )
 
 
+class PatternField(nn.Module):
+    """A small field per pixel: from where a pixel lies on the object and the words, a share of the head.
+
+    Regular patterns (bricks, checks, stripes) are functions of the pattern coordinates alone; the UNet
+    sees them through 4x4 blocks and takes far longer to learn them. Words scale and shift the hidden values.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(FIELD_CHANNELS, FIELD_WIDTH, 1)
+        self.middle = nn.Conv2d(FIELD_WIDTH, FIELD_WIDTH, 1)
+        self.leave = nn.Conv2d(FIELD_WIDTH, HEAD_CHANNELS, 1)
+        self.modulate = nn.Linear(width, 4 * FIELD_WIDTH)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, condition: Tensor, embedding: Tensor) -> Tensor:
+        """Head values (B, 12, H, W) from conditions (B, 25, H, W) and embeddings (B, width)."""
+        where = torch.cat((condition[:, NORMALS], condition[:, WAVES]), dim=1)
+        scale1, shift1, scale2, shift2 = self.modulate(embedding)[..., None, None].chunk(4, dim=1)
+        hidden = nn.functional.silu(self.enter(where) * (1 + scale1) + shift1)
+        hidden = nn.functional.silu(self.middle(hidden) * (1 + scale2) + shift2)
+        return self.leave(hidden)
+
+
 class Conditioner(nn.Module):
     """Word numbers (B, K), -1 for none, and scale (B,) -> embedding (B, width).
 
-    `paint` gives the picture-wide part of the head, (B, 12): which renders a material takes and in what
-    colour, from the words alone: a table of gains that add up, and a correction for their combination.
+    `paint` gives the part of the head that needs no noisy picture: which renders a material takes and in
+    what colour (a table of gains that add up, and a correction for their combination), and regular patterns.
     """
 
     def __init__(self, words: int, width: int) -> None:
@@ -61,6 +88,7 @@ class Conditioner(nn.Module):
         self.correction = nn.Sequential(nn.Linear(width, width // 2), nn.SiLU(), nn.Linear(width // 2, HEAD_CHANNELS))
         nn.init.zeros_(self.correction[-1].weight)
         nn.init.zeros_(self.correction[-1].bias)
+        self.field = PatternField(width)
         self.gains = nn.Embedding(words + 1, HEAD_CHANNELS)
         nn.init.zeros_(self.gains.weight)
 
@@ -68,9 +96,10 @@ class Conditioner(nn.Module):
         features = torch.stack((scale, torch.sin(scale * 3), torch.cos(scale * 3)), dim=1)
         return self.mix(torch.cat((_sum_of(self.words, numbers), features), dim=1))
 
-    def paint(self, numbers: Tensor, embedding: Tensor) -> Tensor:
-        """Picture-wide head values (B, 12)."""
-        return _sum_of(self.gains, numbers).float() + self.correction(embedding).float()
+    def paint(self, numbers: Tensor, condition: Tensor, embedding: Tensor) -> Tensor:
+        """What words and place alone say of the head, (B, 12, H, W)."""
+        wide = _sum_of(self.gains, numbers).float() + self.correction(embedding).float()
+        return wide[..., None, None] + self.field(condition, embedding).float()
 
 
 def _sum_of(table: nn.Embedding, numbers: Tensor) -> Tensor:
@@ -90,11 +119,11 @@ def predict_x0(
 ) -> Tensor:
     """x0_hat (B, 3, H, W) in -1..1 for noisy pictures (B, 3, H, W) and conditions (B, 25, H, W).
 
-    `paint` (B, 12) counts by the share of noise: where the picture itself tells, words need not.
+    `paint` (B, 12, H, W) counts by the share of noise: where the picture itself tells, words need not.
     """
     blocks = nn.functional.pixel_unshuffle(torch.cat((noisy, condition), dim=1), BLOCK)
     head = nn.functional.pixel_shuffle(unet(blocks, timestep, class_labels=embedding).sample, BLOCK).float()
-    head = head + (paint * (1 - alpha_bar)[:, None])[..., None, None]
+    head = head + paint * (1 - alpha_bar).view(-1, 1, 1, 1)
     coverage = condition[:, COVERAGE_CHANNEL : COVERAGE_CHANNEL + 1]
     renders = (condition[:, : 3 * RENDERS] + 1) / 2 * (coverage > 0)
     painted = (head[:, : 3 * RENDERS] * renders).unflatten(1, (RENDERS, 3)).sum(1) + head[:, 3 * RENDERS :]

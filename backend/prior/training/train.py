@@ -98,7 +98,7 @@ def batch_loss(prior: Prior, batch: dict[str, Tensor], alphas_cumprod: Tensor, g
             condition,
             timestep,
             embedding,
-            prior.conditioner.paint(numbers, embedding),
+            prior.conditioner.paint(numbers, condition, embedding),
             alpha_bar.flatten(),
         )
     error = ((x0_hat - x0) ** 2 * coverage).sum((1, 2, 3)) / (coverage.sum((1, 2, 3)) * 3)
