@@ -47,10 +47,9 @@ def main(jobs: Path, target: Path) -> None:
             differences.append(float(deltaE_ciede2000(found, wanted)))
         rows.append({"job": folder.name, "prompt": request.prompt, "ciede2000_cycles": round(min(differences), 2)})
         print(json.dumps(rows[-1]), flush=True)
+        median = float(np.median([row["ciede2000_cycles"] for row in rows]))
+        protocol.write_beside(target, json.dumps({"rows": rows, "median": median}, indent=1).encode())
     unregister()
-    median = float(np.median([row["ciede2000_cycles"] for row in rows])) if rows else None
-    protocol.write_beside(target, json.dumps({"rows": rows, "median": median}, indent=1).encode())
-    print(f"median CIEDE2000 of {len(rows)} results under Cycles: {median}")
 
 
 def _bake_generator(mesh: Mesh, prompt: str, folder: Path, seed: int) -> None:
