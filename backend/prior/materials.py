@@ -74,7 +74,7 @@ COLOURS: dict[str, Colour] = {
     "black": _hex("1C1C1E"),
 }
 
-# finish -> (roughness range, relief pattern or None)
+# finish -> roughness range of the first component
 FINISHES: dict[str, tuple[float, float]] = {
     "polished": (0.08, 0.18),
     "glossy": (0.1, 0.2),
