@@ -10,12 +10,14 @@ the file the package ships; at run time it is only read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from . import bump
 
 RESOLUTION = 32
 IOR = 1.5
@@ -26,13 +28,15 @@ TABLE_FILE = Path(__file__).with_name("ggx_tables.safetensors")
 @dataclass(frozen=True)
 class GgxTables:
     """moments (18, R, R): [weight * 6 + moment, roughness, view cosine], both axes linear over
-    0..1; albedo_average (R,) over roughness: 2 int E mu dmu."""
+    0..1; albedo_average (R,) over roughness: 2 int E mu dmu; bump_diffuse and bump_lost: see bump.py."""
 
     moments: Tensor
     albedo_average: Tensor
+    bump_diffuse: Tensor
+    bump_lost: Tensor
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> GgxTables:
-        return GgxTables(self.moments.to(device, dtype), self.albedo_average.to(device, dtype))
+        return GgxTables(*(getattr(self, f.name).to(device, dtype) for f in fields(self)))
 
 
 def load() -> GgxTables:
@@ -55,14 +59,19 @@ def integrate(resolution: int = RESOLUTION, samples: int = 256) -> GgxTables:
     moments = torch.zeros(18, resolution, resolution, dtype=torch.float64)
     for i, roughness in enumerate(axis):
         for j, mu in enumerate(axis):
-            moments[:, i, j] = _lobe(max(float(roughness), 1e-2), max(float(mu), 1e-3), u1, u2)
+            light, weights = _lobe(max(float(roughness), 1e-2), max(float(mu), 1e-3), u1, u2)
+            t, n = light[:, 0], light[:, 2]
+            shapes = torch.stack((torch.ones_like(n), n, t, n * n, t * t, n * t))
+            moments[:, i, j] = (weights @ shapes.T).flatten() / len(n)
     # Trapezoid over mu of 2 E mu.
     integrand = 2 * moments[0] * axis
     average = torch.trapezoid(integrand, axis, dim=1)
-    return GgxTables(moments.float(), average.float())
+    lost = bump.integrate_lost(lambda roughness, mu: _lobe(roughness, mu, u1, u2))
+    return GgxTables(moments.float(), average.float(), bump.integrate_diffuse(), lost)
 
 
-def _lobe(roughness: float, mu: float, u1: Tensor, u2: Tensor) -> Tensor:
+def _lobe(roughness: float, mu: float, u1: Tensor, u2: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions (M, 3) along T, across and N that sample the lobe, and weights (3, M): their mean is an integral."""
     alpha = roughness**2
     view = torch.tensor([(1 - mu**2) ** 0.5, 0.0, mu], dtype=torch.float64)
     stretched = torch.stack((alpha * view[0], view[1], view[2]))
@@ -79,15 +88,13 @@ def _lobe(roughness: float, mu: float, u1: Tensor, u2: Tensor) -> Tensor:
     half = half / half.norm(dim=1, keepdim=True)
     v_h = (half @ view).clamp(0, 1)
     light = 2 * v_h[:, None] * half - view
-    n, t = light[:, 2], light[:, 0]
+    n = light[:, 2]
     lambda_v = 0.5 * ((1 + alpha**2 * (1 / mu**2 - 1)) ** 0.5 - 1)
-    n_safe = n.clamp(min=1e-6)
-    lambda_l = 0.5 * (torch.sqrt(1 + alpha**2 * (1 / n_safe**2 - 1)) - 1)
+    lambda_l = 0.5 * (torch.sqrt(1 + alpha**2 * (1 / n.clamp(min=1e-6) ** 2 - 1)) - 1)
     # Sampling visible normals leaves the weight G2 / G1(V).
     weight = torch.where(n > 0, (1 + lambda_v) / (1 + lambda_v + lambda_l), 0.0)
     fresnel = (torch.ones_like(v_h), (1 - v_h) ** 5, (dielectric_fresnel(v_h) - F0_DIELECTRIC) / (1 - F0_DIELECTRIC))
-    shape = (torch.ones_like(n), n, t, n * n, t * t, n * t)
-    return torch.stack([(weight * f * g).mean() for f in fresnel for g in shape])
+    return light, weight * torch.stack(fresnel)
 
 
 def lookup(tables: GgxTables, roughness: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,4 +113,4 @@ def lookup(tables: GgxTables, roughness: Tensor, mu: Tensor) -> tuple[Tensor, Te
 
 if __name__ == "__main__":
     made = integrate()
-    save_file({"moments": made.moments.contiguous(), "albedo_average": made.albedo_average}, TABLE_FILE)
+    save_file({name: table.contiguous() for name, table in asdict(made).items()}, TABLE_FILE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lights: second-order environments and suns, and how they are drawn at random.
+"""Lights: second-order environments, suns, what panoramas add, and how lights are drawn at random.
 
 An environment is L(w) = A + B.w + w'Cw per colour channel, linear radiance for unit directions w.
 All units are Blender's: a sun of irradiance E lights a facing white Lambert surface to E / pi.
@@ -7,7 +7,7 @@ All units are Blender's: a sun of irradiance E lights a facing white Lambert sur
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,11 +16,66 @@ SUNS_AT_MOST = 4
 
 
 @dataclass(frozen=True)
+class Residuals:
+    """What panoramas hold beyond the second order: blurred (E, L + 1, H, 2 H, 3 rgb), equirectangular, under L lobes of
+    growing width `spread` (L,) = sqrt(1 - mean cosine), then under a cosine (environment.py makes them).
+
+    Picture b is lit by panorama which[b], turned by turn[b] (3, 3) and brightened by gain[b].
+    """
+
+    blurred: Tensor
+    spread: Tensor
+    which: Tensor
+    turn: Tensor
+    gain: Tensor
+
+    def __getitem__(self, index: Tensor | slice) -> Residuals:
+        return Residuals(self.blurred, self.spread, self.which[index], self.turn[index], self.gain[index])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Residuals:
+        return Residuals(
+            self.blurred.to(device, dtype), self.spread.to(device, dtype), self.which.to(device),
+            self.turn.to(device, dtype), self.gain.to(device, dtype),
+        )  # fmt: skip
+
+    def glossy(self, view: Tensor, mean: Tensor) -> Tensor:
+        """Light (N, 3 rgb) under a lobe of total 1 whose mean vector is `mean` (N, 3): shorter is wider."""
+        length = mean.norm(dim=1).clamp(1e-4, 1 - 1e-7)
+        spread = torch.sqrt(1 - length)
+        last = len(self.spread) - 1
+        low = torch.searchsorted(self.spread, spread.detach(), right=True).clamp(1, last) - 1
+        share = (spread - self.spread[low]) / (self.spread[low + 1] - self.spread[low])
+        return self._read(view, mean / length[:, None], low + share.clamp(0, 1))
+
+    def diffuse(self, view: Tensor, normal: Tensor) -> Tensor:
+        """Irradiance / pi (N, 3 rgb) of a surface with unit `normal` (N, 3)."""
+        return self._read(view, normal, torch.full_like(normal[:, 0], len(self.spread)))
+
+    def _read(self, view: Tensor, direction: Tensor, level: Tensor) -> Tensor:
+        levels = self.blurred.shape[1]
+        x, y, z = torch.einsum("nji,nj->in", self.turn[view], direction)
+        # The poles have no azimuth, and a slope without bound there.
+        steep = (x.abs() + y.abs()) < 1e-6
+        azimuth = torch.atan2(torch.where(steep, 0.0, y), torch.where(steep, 1.0, x))
+        polar = torch.acos(z.clamp(-1 + 1e-6, 1 - 1e-6))
+        height, width = self.blurred.shape[2:4]
+        # A column more at either side, so that the picture goes on round the back.
+        u = ((0.5 - azimuth / (2 * torch.pi)) * width + 1) / (width + 2)
+        depth = (self.which[view] * levels + level + 0.5) / (len(self.blurred) * levels)
+        grid = torch.stack((u, polar / torch.pi, depth), dim=1).view(1, -1, 1, 1, 3) * 2 - 1
+        ringed = torch.cat((self.blurred[..., -1:, :], self.blurred, self.blurred[..., :1, :]), dim=3)
+        volume = ringed.flatten(0, 1).permute(3, 0, 1, 2)[None]
+        found = torch.nn.functional.grid_sample(volume, grid, padding_mode="border", align_corners=False)
+        return found[0, :, :, 0, 0].T * self.gain[view][:, None]
+
+
+@dataclass(frozen=True)
 class Lights:
     """Lights of B pictures, linear Rec.709.
 
     constant (B, 3 rgb); linear (B, 3 xyz, 3 rgb); quadratic (B, 3, 3, 3 rgb), symmetric in xyz;
-    sun_direction (B, S, 3) unit, towards the sun; sun_irradiance (B, S, 3 rgb), 0 where unused.
+    sun_direction (B, S, 3) unit, towards the sun; sun_irradiance (B, S, 3 rgb), 0 where unused;
+    residuals: what panoramas add to the second order, or None.
     """
 
     constant: Tensor
@@ -28,6 +83,7 @@ class Lights:
     quadratic: Tensor
     sun_direction: Tensor
     sun_irradiance: Tensor
+    residuals: Residuals | None = None
 
     def __getitem__(self, index: Tensor | slice) -> Lights:
         return Lights(
@@ -36,6 +92,7 @@ class Lights:
             self.quadratic[index],
             self.sun_direction[index],
             self.sun_irradiance[index],
+            None if self.residuals is None else self.residuals[index],
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Lights:
@@ -43,7 +100,8 @@ class Lights:
             *(
                 t.to(device, dtype)
                 for t in (self.constant, self.linear, self.quadratic, self.sun_direction, self.sun_irradiance)
-            )
+            ),
+            None if self.residuals is None else self.residuals.to(device, dtype),
         )
 
 
@@ -58,13 +116,26 @@ def uniform(count: int, radiance: float = 1.0, suns: int = 1) -> Lights:
     )
 
 
+def with_suns(lights: Lights, direction: Tensor, irradiance: Tensor) -> Lights:
+    """The same world with suns towards `direction` (B, S, 3), unit, of `irradiance` (B, S, 3) added."""
+    return replace(
+        lights,
+        sun_direction=torch.cat((lights.sun_direction, direction), dim=1),
+        sun_irradiance=torch.cat((lights.sun_irradiance, irradiance), dim=1),
+    )
+
+
 def radiance(lights: Lights, view: Tensor, direction: Tensor) -> Tensor:
-    """World radiance (N, 3 rgb) of picture `view` (N,) in `direction` (N, 3); suns are not drawn."""
-    return (
+    """World radiance (N, 3 rgb) of picture `view` (N,) in `direction` (N, 3), unit; suns are not drawn, and
+    panoramas are a little blurred."""
+    smooth = (
         lights.constant[view]
         + torch.einsum("ni,nic->nc", direction, lights.linear[view])
         + torch.einsum("ni,nj,nijc->nc", direction, direction, lights.quadratic[view])
     )
+    if lights.residuals is None:
+        return smooth
+    return (smooth + lights.residuals.glossy(view, direction)).clamp(min=0)
 
 
 def sample(count: int, generator: torch.Generator) -> Lights:

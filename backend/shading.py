@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import bump
 from .ggx_tables import F0_DIELECTRIC, IOR, GgxTables, dielectric_fresnel, lookup
 from .lighting import Lights
 from .rasterize import GBuffer
@@ -37,12 +38,11 @@ def shade(
     gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights, tables: GgxTables, occlusion: Tensor | None = None
 ) -> Tensor:
     """Linear radiance (N, 3) towards the camera; `occlusion` (N,) in 0..1 scales the world's light."""
-    normal = shading_normal(gbuffer, maps.normal)
-    lobe = _lobe(gbuffer.to_camera, normal, maps, tables)
-    world = _world(lobe, normal, gbuffer, maps, lights)
+    lobe = _lobe(gbuffer, maps, tables)
+    world = _world(lobe, gbuffer, maps, lights)
     if occlusion is not None:
         world = world * occlusion[:, None]
-    return world + _suns(lobe, normal, gbuffer, maps, lights)
+    return world + _suns(lobe, gbuffer, maps, lights)
 
 
 def shading_normal(gbuffer: GBuffer, tangent_normal: Tensor | None) -> Tensor:
@@ -61,17 +61,34 @@ def shading_normal(gbuffer: GBuffer, tangent_normal: Tensor | None) -> Tensor:
 class _Lobe:
     """What both light types share at N points."""
 
-    cos_view: Tensor  # (N,) N.V
+    smooth: Tensor  # (N, 3) without the normal map
+    normal: Tensor  # (N, 3) with it
+    specular_normal: Tensor  # (N, 3) bent where its mirror direction is below the surface
+    cos_view: Tensor  # (N,) of the specular normal
     moments: Tensor  # (N, 18)
+    kept: Tensor | None  # (N, 3) share of the lobe above the surface by Fresnel weight; None where all is
+    diffuse_moments: Tensor | None  # (N, 6) of a mapped Lambert surface; None without a map
     multiscatter_metal: Tensor  # (N, 3) 1 + Fms (1 - E) / E
     multiscatter_dielectric: Tensor  # (N,)
     diffuse_weight: Tensor  # (N,)
     roughness: Tensor  # (N,)
 
 
-def _lobe(to_camera: Tensor, normal: Tensor, maps: SurfaceMaps, tables: GgxTables) -> _Lobe:
-    cos_view = (normal * to_camera).sum(1).clamp(min=1e-3)
+def _lobe(gbuffer: GBuffer, maps: SurfaceMaps, tables: GgxTables) -> _Lobe:
+    smooth = shading_normal(gbuffer, None)
+    normal = specular = smooth
+    kept = diffuse_moments = None
     roughness = maps.roughness.clamp(ROUGHNESS_MIN, 1.0)
+    if maps.normal is not None:
+        normal = shading_normal(gbuffer, maps.normal)
+        specular = bump.specular_normal(normal, gbuffer.geometric_normal, gbuffer.to_camera)
+        diffuse_moments = bump.diffuse_moments(tables.bump_diffuse, (smooth * normal).sum(1))
+    cos_view = (specular * gbuffer.to_camera).sum(1).clamp(min=1e-3)
+    if maps.normal is not None:
+        towards, across = _sideways(gbuffer.to_camera, specular, cos_view)
+        up = (specular * gbuffer.geometric_normal).sum(1).clamp(min=0.1)
+        lean = torch.stack([torch.atan2((gbuffer.geometric_normal * side).sum(1), up) for side in (towards, across)], 1)
+        kept = 1 - bump.lost_share(tables.bump_lost, roughness, cos_view, lean)
     moments, average = lookup(tables, roughness, cos_view)
     albedo = moments[:, 0].clamp(min=1e-3)
     missing = (1 - albedo) / albedo
@@ -85,48 +102,81 @@ def _lobe(to_camera: Tensor, normal: Tensor, maps: SurfaceMaps, tables: GgxTable
     dielectric = 1 + fms(FSS_DIELECTRIC, average) * missing
     # Albedo of the coating over the diffuse base: ms (F0 E + (1 - F0) E_s).
     coating = dielectric * (F0_DIELECTRIC * moments[:, 0] + (1 - F0_DIELECTRIC) * moments[:, 12])
-    return _Lobe(cos_view, moments, metal, dielectric, (1 - maps.metallic) * (1 - coating), roughness)
+    return _Lobe(
+        smooth, normal, specular, cos_view, moments, kept, diffuse_moments, metal, dielectric,
+        (1 - maps.metallic) * (1 - coating), roughness,
+    )  # fmt: skip
 
 
-def _world(lobe: _Lobe, normal: Tensor, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights) -> Tensor:
-    view = gbuffer.view
-    constant, linear, quadratic = lights.constant[view], lights.linear[view], lights.quadratic[view]
-    tangent = torch.nn.functional.normalize(gbuffer.to_camera - lobe.cos_view[:, None] * normal, dim=1)
-    bitangent = torch.linalg.cross(normal, tangent)
-    nb = torch.einsum("ni,nic->nc", normal, linear)
-    tb = torch.einsum("ni,nic->nc", tangent, linear)
-    c_n = torch.einsum("nijc,nj->nic", quadratic, normal)
-    c_t = torch.einsum("nijc,nj->nic", quadratic, tangent)
-    c_b = torch.einsum("nijc,nj->nic", quadratic, bitangent)
-    nn = torch.einsum("ni,nic->nc", normal, c_n)
-    nt = torch.einsum("ni,nic->nc", normal, c_t)
-    tt = torch.einsum("ni,nic->nc", tangent, c_t)
-    bb = torch.einsum("ni,nic->nc", bitangent, c_b)
+def _sideways(towards: Tensor, normal: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
+    """`towards` without its part along `normal`, unit, and the direction across both, (N, 3) each."""
+    tangent = torch.nn.functional.normalize(towards - cosine[:, None] * normal, dim=1)
+    return tangent, torch.linalg.cross(normal, tangent)
 
-    def integral(weight: int) -> Tensor:
-        q = lobe.moments[:, 6 * weight : 6 * weight + 6].unsqueeze(-1)
-        return (
-            q[:, 0] * constant
-            + q[:, 1] * nb
-            + q[:, 2] * tb
-            + q[:, 3] * nn
-            + q[:, 4] * tt
-            + (q[:, 0] - q[:, 3] - q[:, 4]) * bb
-            + 2 * q[:, 5] * nt
+
+def _world(lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights) -> Tensor:
+    view, normal = gbuffer.view, lobe.specular_normal
+    polynomial = lights.constant[view], lights.linear[view], lights.quadratic[view]
+    tangent, bitangent = _sideways(gbuffer.to_camera, normal, lobe.cos_view)
+    parts = _second_order(polynomial, normal, tangent, bitangent)
+    q = lobe.moments
+    plain, schlick, real = (_integral(q[:, first : first + 6], parts) for first in (0, 6, 12))
+    if lights.residuals is not None:
+        rest = lights.residuals.glossy(view, (q[:, 1:2] * normal + q[:, 2:3] * tangent) / q[:, :1])
+        plain, schlick, real = (
+            i + q[:, first : first + 1] * rest for i, first in ((plain, 0), (schlick, 6), (real, 12))
         )
-
-    plain, schlick, real = integral(0), integral(1), integral(2)
+    if lobe.kept is not None:
+        plain, schlick, real = (i * lobe.kept[:, k : k + 1] for k, i in enumerate((plain, schlick, real)))
     color = maps.base_color.clamp(max=1.0)
     metal = (color * (plain - schlick) + schlick) * lobe.multiscatter_metal
     dielectric = (F0_DIELECTRIC * (plain - real) + real) * lobe.multiscatter_dielectric[:, None]
     metallic = maps.metallic[:, None]
-    trace = torch.einsum("niic->nc", quadratic)
-    irradiance_over_pi = constant + 2 / 3 * nb + trace / 4 + nn / 4
-    diffuse = maps.base_color * lobe.diffuse_weight[:, None] * irradiance_over_pi
+    diffuse = maps.base_color * lobe.diffuse_weight[:, None] * _irradiance(lobe, view, polynomial, lights)
     return metallic * metal + (1 - metallic) * dielectric + diffuse
 
 
-def _suns(lobe: _Lobe, normal: Tensor, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights) -> Tensor:
+def _irradiance(lobe: _Lobe, view: Tensor, polynomial: tuple[Tensor, Tensor, Tensor], lights: Lights) -> Tensor:
+    """Of the world, by pi (N, 3), on the mapped normal, without what comes from below the surface."""
+    normal, moments = lobe.normal, lobe.diffuse_moments
+    if moments is None:
+        constant, linear, quadratic = polynomial
+        trace = torch.einsum("niic->nc", quadratic)
+        nn = torch.einsum("ni,nijc,nj->nc", normal, quadratic, normal)
+        total = constant + 2 / 3 * torch.einsum("ni,nic->nc", normal, linear) + trace / 4 + nn / 4
+        share = 1.0
+    else:
+        tangent, bitangent = _sideways(lobe.smooth, normal, (lobe.smooth * normal).sum(1))
+        total = _integral(moments, _second_order(polynomial, normal, tangent, bitangent))
+        share = moments[:, :1]
+    if lights.residuals is not None:
+        total = total + share * lights.residuals.diffuse(view, normal)
+    return total
+
+
+def _second_order(polynomial: tuple[Tensor, Tensor, Tensor], n: Tensor, t: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    """The world's coefficients in the frame n, t, b (N, 3): A, n.B, t.B, nCn, tCt, bCb, nCt, each (N, 3 rgb)."""
+    constant, linear, quadratic = polynomial
+    nb, tb = torch.einsum("ni,nic->nc", n, linear), torch.einsum("ni,nic->nc", t, linear)
+    c_n, c_t, c_b = (torch.einsum("nijc,nj->nic", quadratic, axis) for axis in (n, t, b))
+
+    def along(axis: Tensor, product: Tensor) -> Tensor:
+        return torch.einsum("ni,nic->nc", axis, product)
+
+    return constant, nb, tb, along(n, c_n), along(t, c_t), along(b, c_b), along(n, c_t)
+
+
+def _integral(moments: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
+    """The world under a lobe of `moments` (N, 6): int lobe {1, n, t, nn, tt, nt}; bb is what is left of 1."""
+    q = moments.unsqueeze(-1)
+    constant, nb, tb, nn, tt, bb, nt = parts
+    return (
+        q[:, 0] * constant + q[:, 1] * nb + q[:, 2] * tb + q[:, 3] * nn + q[:, 4] * tt
+        + (q[:, 0] - q[:, 3] - q[:, 4]) * bb + 2 * q[:, 5] * nt
+    )  # fmt: skip
+
+
+def _suns(lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights) -> Tensor:
     alpha = lobe.roughness**2
     metallic = maps.metallic[:, None]
     color = maps.base_color.clamp(max=1.0)
@@ -134,20 +184,24 @@ def _suns(lobe: _Lobe, normal: Tensor, gbuffer: GBuffer, maps: SurfaceMaps, ligh
     for sun in range(lights.sun_direction.shape[1]):
         irradiance = lights.sun_irradiance[gbuffer.view, sun]
         towards = lights.sun_direction[gbuffer.view, sun]
-        cos_light = (normal * towards).sum(1)
         # Light from behind the flat triangle never arrives.
-        lit = (cos_light > 0) & ((gbuffer.geometric_normal * towards).sum(1) > 0)
-        cos_light = cos_light.clamp(min=1e-4)
+        above = (gbuffer.geometric_normal * towards).sum(1) > 0
+        cos_glossy = (lobe.specular_normal * towards).sum(1)
+        cos_diffuse = (lobe.normal * towards).sum(1).clamp(min=0)
         half = torch.nn.functional.normalize(gbuffer.to_camera + towards, dim=1)
-        n_h = (normal * half).sum(1).clamp(0, 1)
+        n_h = (lobe.specular_normal * half).sum(1).clamp(0, 1)
         v_h = (gbuffer.to_camera * half).sum(1).clamp(1e-4, 1)
-        specular = _ggx(n_h, alpha) * _smith(lobe.cos_view, cos_light, alpha) / (4 * lobe.cos_view)
+        smith = _smith(lobe.cos_view, cos_glossy.clamp(min=1e-4), alpha)
+        specular = torch.where(cos_glossy > 0, _ggx(n_h, alpha) * smith / (4 * lobe.cos_view), 0.0)
         schlick = (1 - v_h) ** 5
         metal = (color + (1 - color) * schlick[:, None]) * lobe.multiscatter_metal
         dielectric = (dielectric_fresnel(v_h) * lobe.multiscatter_dielectric)[:, None]
         reflected = (metallic * metal + (1 - metallic) * dielectric) * specular[:, None]
-        diffuse = maps.base_color * (lobe.diffuse_weight * cos_light / torch.pi)[:, None]
-        total = total + torch.where(lit[:, None], (reflected + diffuse) * irradiance, 0.0)
+        if maps.normal is not None:
+            above = above & ((lobe.smooth * towards).sum(1) > 0)
+            cos_diffuse = cos_diffuse * bump.softened(lobe.smooth, lobe.normal, towards)
+        diffuse = maps.base_color * (lobe.diffuse_weight * cos_diffuse / torch.pi)[:, None]
+        total = total + torch.where(above[:, None], (reflected + diffuse) * irradiance, 0.0)
     return total
 
 

@@ -63,6 +63,9 @@ def test_uniform_light_is_the_same_everywhere():
 def test_the_same_seed_draws_the_same_lights_and_indexing_picks_them():
     one, two, other = (lighting.sample(4, torch.Generator().manual_seed(seed)) for seed in (7, 7, 8))
     for name in one.__dict__:
+        if name == "residuals":
+            assert one.residuals is None
+            continue
         assert torch.equal(getattr(one, name), getattr(two, name))
         assert not torch.equal(getattr(one, name), getattr(other, name))
         assert torch.equal(getattr(one[torch.tensor([2, 0])], name)[1], getattr(one, name)[0])

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Panoramas as lights: a second-order part, a few suns, and the rest blurred once per lobe width.
+
+A panorama is an equirectangular picture in Blender's mapping, linear Rec.709. Compact bright spots become suns; what
+is left is split into its second-order part, which shading integrates exactly, and a residual whose convolutions with
+lobes of growing width are kept as small pictures and looked up along the lobe's mean direction. Knows pictures of
+light; knows no surfaces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .lighting import Lights, Residuals, uniform
+
+HEIGHT = 128  # rows of the blurred pictures
+SOURCE_HEIGHT = 256  # rows of what is blurred: exact up to degree 127
+DEGREES = 128
+LOBE_ROUGHNESS = (0.08, 0.13, 0.2, 0.3, 0.42, 0.58, 0.78, 1.0)
+SUN_RADIUS_DEG = 3.0
+SUNS_AT_MOST = 3
+SUN_SHARE = 0.03  # of the panorama's whole light; a fainter spot is no sun
+
+
+class PanoramaError(ValueError):
+    """The picture cannot serve as an environment; a sentence for a person."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """constant (3,), linear (3, 3), quadratic (3, 3, 3) and suns as in `Lights`; blurred (L + 1, HEIGHT, 2 HEIGHT, 3)
+    the residual under lobes of LOBE_ROUGHNESS, then under a cosine; spread (L,) sqrt(1 - mean cosine) of the lobes."""
+
+    constant: Tensor
+    linear: Tensor
+    quadratic: Tensor
+    sun_direction: Tensor
+    sun_irradiance: Tensor
+    blurred: Tensor
+    spread: Tensor
+
+
+def read_panorama(file: Path) -> np.ndarray:
+    """(H, W, 3) float32 of an .exr or .hdr file, row 0 at the top. Raises PanoramaError or OSError."""
+    content = file.read_bytes()
+    if content[:4] == b"\x76\x2f\x31\x01":
+        return _read_exr(file)
+    if content[:2] == b"#?":
+        return _read_hdr(content, file.name)
+    raise PanoramaError(f"{file.name} is neither OpenEXR nor Radiance HDR. Save it as .exr or .hdr.")
+
+
+def from_panorama(picture: np.ndarray) -> Environment:
+    """Split a panorama (H, 2 H, 3), W = 2 H, into suns, second-order part and blurred residual."""
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.shape[1] != 2 * picture.shape[0] or len(picture) < 16:
+        raise PanoramaError(f"An environment is twice as wide as high, in colour; this one is {picture.shape}.")
+    if not np.isfinite(picture).all() or picture.min() < 0:
+        raise PanoramaError("The environment holds values that are negative or not numbers.")
+    picture, suns = _take_suns(_resized(picture.astype(np.float64), 2 * SOURCE_HEIGHT))
+    picture = _resized(picture, SOURCE_HEIGHT)
+    w = directions(SOURCE_HEIGHT)
+    weight = _ring_weights(SOURCE_HEIGHT)[:, None].repeat(2 * SOURCE_HEIGHT, 1) / (2 * SOURCE_HEIGHT)
+    x, y, z = w[..., 0], w[..., 1], w[..., 2]
+    basis = np.stack((np.ones_like(x), x, y, z, x * y, y * z, x * z, x * x - z * z, y * y - z * z), -1).reshape(-1, 9)
+    scaled = basis * weight.reshape(-1, 1)
+    fit = np.linalg.solve(scaled.T @ basis, scaled.T @ picture.reshape(-1, 3))
+    quadratic = np.zeros((3, 3, 3))
+    for row, (i, j) in zip(fit[4:7], ((0, 1), (1, 2), (0, 2)), strict=True):
+        quadratic[i, j] = quadratic[j, i] = row / 2
+    quadratic[0, 0], quadratic[1, 1], quadratic[2, 2] = fit[7], fit[8], -fit[7] - fit[8]
+    kernels, spread = _kernels()
+    blurred = _convolve(picture - (basis @ fit).reshape(picture.shape), kernels)
+    direction, irradiance = np.zeros((SUNS_AT_MOST, 3)), np.zeros((SUNS_AT_MOST, 3))
+    direction[:, 2] = 1
+    for i, (towards, power) in enumerate(suns):
+        direction[i], irradiance[i] = towards, power
+    return Environment(
+        *(torch.from_numpy(np.ascontiguousarray(a)).float() for a in (
+            fit[0], fit[1:4], quadratic, direction, irradiance, blurred, spread
+        ))
+    )  # fmt: skip
+
+
+def lights(environments: list[Environment], which: Tensor, generator: torch.Generator | None = None) -> Lights:
+    """Lights of B pictures, the i-th by environments[which[i]]; a generator turns them about all three axes and
+    varies their exposure (a factor of exp(0.25 normal))."""
+    count = len(which)
+    turn, gain = torch.eye(3).repeat(count, 1, 1), torch.ones(count)
+    if generator is not None:
+        turn = torch.linalg.qr(torch.randn(count, 3, 3, generator=generator))[0]
+        turn = turn * torch.sign(torch.linalg.det(turn))[:, None, None]
+        gain = torch.exp(0.25 * torch.randn(count, generator=generator))
+
+    def stack(name: str) -> Tensor:
+        return torch.stack([getattr(e, name) for e in environments])[which]
+
+    residuals = Residuals(
+        torch.stack([e.blurred for e in environments]), environments[0].spread, which, turn, gain
+    )
+    made = Lights(
+        stack("constant") * gain[:, None],
+        torch.einsum("bij,bjc->bic", turn, stack("linear")) * gain[:, None, None],
+        torch.einsum("bij,bkl,bjlc->bikc", turn, turn, stack("quadratic")) * gain[:, None, None, None],
+        torch.einsum("bij,bsj->bsi", turn, stack("sun_direction")),
+        stack("sun_irradiance") * gain[:, None, None],
+        residuals,
+    )
+    return made if count else uniform(0)
+
+
+def directions(height: int) -> np.ndarray:
+    """Unit vectors (height, 2 height, 3) of the texel centres, row 0 at the top, as Blender maps panoramas."""
+    polar = (np.arange(height)[:, None] + 0.5) / height * np.pi
+    azimuth = (0.5 - (np.arange(2 * height)[None] + 0.5) / (2 * height)) * 2 * np.pi
+    flat = np.sin(polar)
+    return np.stack((flat * np.cos(azimuth), flat * np.sin(azimuth), np.cos(polar) + 0 * azimuth), -1)
+
+
+# --- splitting ------------------------------------------------------------------------------------
+
+
+def _take_suns(picture: np.ndarray) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """The picture without its compact bright spots, and those: direction and irradiance."""
+    height = len(picture)
+    w = directions(height)
+    solid = np.sin((np.arange(height) + 0.5) / height * np.pi)[:, None, None] * (np.pi / height) ** 2
+    whole = (picture * solid).sum((0, 1)).mean()
+    picture, suns = picture.copy(), []
+    for _ in range(SUNS_AT_MOST):
+        peak = np.unravel_index(picture.mean(-1).argmax(), picture.shape[:2])
+        cosine = w @ w[peak]
+        inside = cosine > np.cos(np.radians(SUN_RADIUS_DEG))
+        ring = ~inside & (cosine > np.cos(np.radians(2 * SUN_RADIUS_DEG)))
+        around = np.median(picture[ring], axis=0)
+        excess = np.where(inside[..., None], np.maximum(picture - around, 0), 0) * solid
+        power = excess.sum((0, 1))
+        # Compact: nine tenths lie in the inner half, else it is a lamp with a size, which stays in the picture.
+        core = cosine > np.cos(np.radians(SUN_RADIUS_DEG / 2))
+        compact = excess[core].sum() > 0.9 * excess.sum()
+        if power.mean() < SUN_SHARE * whole or not compact:
+            break
+        towards = (excess.sum(-1)[..., None] * w).sum((0, 1))
+        suns.append((towards / np.linalg.norm(towards), power))
+        picture[inside] = np.minimum(picture[inside], around)
+    return picture, suns
+
+
+def _resized(picture: np.ndarray, height: int) -> np.ndarray:
+    """Box means down, or bilinear, to (height, 2 height, 3)."""
+    nchw = torch.from_numpy(picture).permute(2, 0, 1)[None]
+    mode = "area" if len(picture) >= height else "bilinear"
+    return torch.nn.functional.interpolate(nchw, (height, 2 * height), mode=mode)[0].permute(1, 2, 0).numpy()
+
+
+# --- convolution on the sphere --------------------------------------------------------------------
+
+
+def _ring_weights(count: int) -> np.ndarray:
+    """Fejer's weights of `count` equal rings: exact integrals over the cosine for polynomials below that degree."""
+    theta = (np.arange(count) + 0.5) / count * np.pi
+    k = np.arange(1, count // 2 + 1)
+    return 2 / count * (1 - 2 * (np.cos(2 * np.outer(theta, k)) / (4 * k**2 - 1)).sum(1))
+
+
+def _legendre(cosine: np.ndarray, order: int) -> np.ndarray:
+    """(DEGREES - order, N) associated Legendre functions, orthonormal over the cosine, from degree `order` up."""
+    flat = np.sqrt(np.clip(1 - cosine**2, 0, None))
+    first = np.full_like(cosine, 0.5**0.5)
+    for m in range(1, order + 1):
+        first = -first * flat * np.sqrt((2 * m + 1) / (2 * m))
+    rows = [first]
+    if order + 1 < DEGREES:
+        rows.append(np.sqrt(2 * order + 3) * cosine * first)
+    for n in range(order + 2, DEGREES):
+        a = np.sqrt((4 * n * n - 1) / (n * n - order * order))
+        b = np.sqrt(((n - 1) ** 2 - order * order) / (4 * (n - 1) ** 2 - 1))
+        rows.append(a * (cosine * rows[-1] - b * rows[-2]))
+    return np.stack(rows[: DEGREES - order])
+
+
+def _convolve(picture: np.ndarray, kernels: np.ndarray) -> np.ndarray:
+    """Convolve (SOURCE_HEIGHT, 2 SOURCE_HEIGHT, 3) with K zonal kernels (K, DEGREES) -> (K, HEIGHT, 2 HEIGHT, 3)."""
+    cos_in = np.cos((np.arange(SOURCE_HEIGHT) + 0.5) / SOURCE_HEIGHT * np.pi)
+    cos_out = np.cos((np.arange(HEIGHT) + 0.5) / HEIGHT * np.pi)
+    weights = _ring_weights(SOURCE_HEIGHT)
+    waves = np.fft.rfft(picture, axis=1) / (2 * SOURCE_HEIGHT)
+    result = np.zeros((len(kernels), HEIGHT, HEIGHT + 1, 3), complex)
+    for order in range(min(DEGREES, HEIGHT)):
+        # A wave's phase counts from texel centres, which move when the rows get shorter.
+        shift = np.exp(1j * order * np.pi * (0.5 / HEIGHT - 0.5 / SOURCE_HEIGHT))
+        known = (_legendre(cos_in, order) * weights) @ waves[:, order] * shift
+        spread = kernels[:, order:, None] * known
+        result[:, :, order] = np.einsum("lh,klc->khc", _legendre(cos_out, order), spread)
+    return np.fft.irfft(result, n=2 * HEIGHT, axis=2) * (2 * HEIGHT)
+
+
+def _kernels() -> tuple[np.ndarray, np.ndarray]:
+    """Zonal factors (L + 1, DEGREES) of the GGX lobes seen face on and of the cosine, and the lobes' spread (L,)."""
+    angle = np.concatenate((np.linspace(0, 0.3, 20001)[:-1], np.linspace(0.3, np.pi, 20001)))
+    middle, width = (angle[1:] + angle[:-1]) / 2, np.diff(angle)
+    cosine = np.cos(middle)
+    values = []
+    for roughness in LOBE_ROUGHNESS:
+        alpha = roughness**2
+        cos_half2 = np.cos(middle / 2) ** 2
+        lobe = alpha**2 / (1 - cos_half2 + alpha**2 * cos_half2) ** 2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            smith = (np.sqrt(1 + alpha**2 * (1 / cosine**2 - 1)) - 1) / 2
+        values.append(np.where(cosine > 1e-6, lobe / (1 + smith), 0))
+    values.append(np.maximum(cosine, 0))
+    kernels, spread = np.zeros((len(values), DEGREES)), []
+    before, now = np.ones_like(cosine), cosine
+    polynomials = [before, now]
+    for n in range(1, DEGREES - 1):
+        polynomials.append(((2 * n + 1) * cosine * polynomials[-1] - n * polynomials[-2]) / (n + 1))
+    polynomials = np.stack(polynomials)
+    for i, value in enumerate(values):
+        measure = value * np.sin(middle) * width
+        kernels[i] = polynomials @ (measure / measure.sum())
+        spread.append(np.sqrt(1 - kernels[i, 1]))
+    return kernels, np.array(spread[:-1])
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def _read_exr(file: Path) -> np.ndarray:
+    import OpenEXR
+
+    with OpenEXR.File(str(file)) as opened:
+        channels = opened.channels()
+        if "RGB" in channels or "RGBA" in channels:
+            pixels = channels["RGB" if "RGB" in channels else "RGBA"].pixels[..., :3]
+        elif {"R", "G", "B"} <= channels.keys():
+            pixels = np.stack([channels[name].pixels for name in "RGB"], axis=-1)
+        else:
+            raise PanoramaError(f"{file.name} has no channels R, G and B.")
+    return np.ascontiguousarray(pixels, dtype=np.float32)
+
+
+def _read_hdr(content: bytes, name: str) -> np.ndarray:
+    """Radiance's run-length encoded RGBE, the only kind in use."""
+    header, _, rest = content.partition(b"\n\n")
+    size, _, body = rest.partition(b"\n")
+    words = size.split()
+    if b"32-bit_rle_rgbe" not in header or len(words) != 4 or words[0] != b"-Y" or words[2] != b"+X":
+        raise PanoramaError(f"{name} is a kind of Radiance picture that is not read. Save it as .exr.")
+    height, width = int(words[1]), int(words[3])
+    if not 8 <= width <= 32767 or not 1 <= height <= 32767:
+        raise PanoramaError(f"{name} has an unlikely size of {width} x {height}.")
+    rows, at = np.zeros((height, 4, width), np.uint8), 0
+    try:
+        for row in range(height):
+            if body[at : at + 4] != bytes((2, 2, width >> 8, width & 255)):
+                raise PanoramaError(f"{name} is not run-length encoded or is damaged at row {row}.")
+            at += 4
+            for part in range(4):
+                x = 0
+                while x < width:
+                    run = body[at]
+                    count = run - 128 if run > 128 else run
+                    if not count or x + count > width:
+                        raise PanoramaError(f"{name} is damaged at row {row}.")
+                    taken = 1 if run > 128 else count
+                    piece = np.frombuffer(body, np.uint8, taken, at + 1)
+                    rows[row, part, x : x + count] = piece
+                    at, x = at + 1 + taken, x + count
+    except (IndexError, ValueError) as error:
+        if isinstance(error, PanoramaError):
+            raise
+        raise PanoramaError(f"{name} ends too early.") from error
+    scale = np.ldexp(1.0, rows[:, 3].astype(np.int32) - 136).astype(np.float32)
+    return rows[:, :3].transpose(0, 2, 1) * np.where(rows[:, 3] > 0, scale, 0)[..., None]

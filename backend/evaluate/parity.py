@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far our shading is from Cycles, picture by picture.
+
+    python -m backend evaluate parity --json FILE [--renders DIR] [--table full|small|fingerprint] [--pictures FILE]
+
+tests/blender/parity_renders.py makes Cycles' pictures and says in facts.json what is in them; here the same meshes,
+lights and materials go through rasterize, lighting and shading. A picture's figure is the mean over its interior
+pixels and colours of |ours - Cycles| / (Cycles + 2 % of Cycles' mean). A pixel is interior when it and the two
+pixels to every side are covered. Each of our pixels is the mean of SUPERSAMPLES^2 points, as Cycles' is one of
+many; lookups are bilinear in the stored values, as Blender's are. Knows files and figures; no bpy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from addon import protocol
+
+from .. import environment, ggx_tables, lighting
+from ..cameras import Cameras
+from ..mesh import Mesh, load_job_mesh
+from ..rasterize import GBuffer, Triangles, gather, look
+from ..shading import SurfaceMaps, linear_to_srgb, shade, srgb_to_linear
+
+SUPERSAMPLES = 4
+FLOOR = 0.02  # of the picture's mean, so that black pixels do not decide
+RENDERER = Path(__file__).resolve().parents[2] / "tests" / "blender" / "parity_renders.py"
+RENDER_LIMIT_S = 3 * 3600
+CAP = 200_000  # points shaded at a time
+
+
+@dataclass(frozen=True)
+class View:
+    """One mesh as the camera sees it: points of size * SUPERSAMPLES pictures, and the interior (size, size)."""
+
+    gbuffer: GBuffer
+    interior: np.ndarray
+    mesh: Mesh
+    triangles: Triangles
+
+
+def main(arguments: list[str]) -> int:
+    """Compare a folder of renders (made first where it has none) and write the table as JSON."""
+    parser = argparse.ArgumentParser("python -m backend evaluate parity", description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--renders", type=Path, help="folder of parity_renders.py; default: FILE without .json")
+    parser.add_argument("--table", choices=("full", "small", "fingerprint"), default="small")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--pictures", type=Path, help="also draw ours beside Cycles' beside the difference")
+    options = parser.parse_args(arguments)
+    renders = options.renders or options.json.with_suffix("")
+    if not (renders / "facts.json").is_file():
+        _render(renders, options)
+    facts = json.loads((renders / "facts.json").read_text("utf-8"))
+    result = compare(renders, facts, options.pictures)
+    protocol.write_beside(options.json, json.dumps(result, indent=1).encode())
+    for name, group in result["groups"].items():
+        print(f"{name}: mean {group['mean']:.2%}, worst {group['worst']:.2%} ({group['worst_case']})")
+    return 0
+
+
+def _render(renders: Path, options: argparse.Namespace) -> None:
+    if not RENDERER.is_file():
+        raise FileNotFoundError(f"{RENDERER} is missing: parity is measured from the repository.")
+    command = [sys.executable, str(RENDERER), str(renders), "--table", options.table]
+    command += ["--size", str(options.size), "--samples", str(options.samples)]
+    done = subprocess.run(command, timeout=RENDER_LIMIT_S, check=False)
+    if done.returncode:
+        raise OSError(f"Cycles' side of parity failed (exit code {done.returncode}): {' '.join(command)}")
+
+
+def compare(renders: Path, facts: dict, pictures: Path | None = None) -> dict:
+    """Rows of every render, and groups of them with mean and worst."""
+    tables = ggx_tables.load()
+    views: dict[str, View] = {}
+    worlds = {name: lights_of(light, renders) for name, light in facts["lights"].items()}
+    rows, shown = [], []
+    for render in facts["renders"]:
+        if render["mesh"] not in views:
+            views[render["mesh"]] = look_at_mesh(renders / facts["meshes"][render["mesh"]], facts)
+        view = views[render["mesh"]]
+        reference = read_exr(renders / render["file"])
+        ours = picture_of(view, render, worlds[render["light"]], tables, renders, facts["size"])
+        rows.append({**{k: render[k] for k in ("file", "mesh", "light", "occluded")}, "group": group_of(render)})
+        rows[-1] |= {"metallic": render["material"]["metallic"], "roughness": render["material"]["roughness"]}
+        rows[-1] |= figures(ours, reference, view.interior)
+        shown.append((render, ours, reference))
+    groups = {}
+    for name in dict.fromkeys(row["group"] for row in rows):
+        chosen = [row for row in rows if row["group"] == name]
+        worst = max(chosen, key=lambda row: row["error"])
+        groups[name] = {
+            "pictures": len(chosen),
+            "mean": round(float(np.mean([row["error"] for row in chosen])), 5),
+            "worst": worst["error"],
+            "worst_case": worst["file"],
+        }
+    if pictures is not None:
+        draw(shown, pictures)
+    return {"blender": facts["blender"], "size": facts["size"], "groups": groups, "rows": rows}
+
+
+def group_of(render: dict) -> str:
+    light, material = render["light"], render["material"]
+    if render["occluded"]:
+        smooth_metal = material["metallic"] >= 0.5 and material["roughness"] < 0.3
+        return "occluded, metals below roughness 0.3" if smooth_metal else "occluded"
+    if isinstance(material["metallic"], str):
+        return "end to end, HDR worlds" if light.startswith("hdr") else "end to end"
+    kind = {"sun": "suns", "two_suns": "suns", "white": "constant world", "second_order": "second-order world"}
+    return ("HDR worlds" if light.startswith("hdr") else kind.get(light, light)) + f", {render['mesh']}"
+
+
+def figures(ours: np.ndarray, reference: np.ndarray, interior: np.ndarray) -> dict:
+    """Relative error (mean), its 99th percentile and the bias, all over interior pixels."""
+    ours, reference = ours[interior].astype(np.float64), reference[interior].astype(np.float64)
+    error = np.abs(ours - reference) / (reference + FLOOR * reference.mean())
+    return {
+        "error": round(float(error.mean()), 5),
+        "p99": round(float(np.quantile(error, 0.99)), 4),
+        "bias": round(float(ours.mean() / reference.mean() - 1), 5),
+    }
+
+
+# --- our side -------------------------------------------------------------------------------------
+
+
+def look_at_mesh(file: Path, facts: dict) -> View:
+    mesh = load_job_mesh(file)
+    triangles = Triangles.of(mesh)
+    camera = facts["camera"]
+    place = (torch.tensor(camera["position"]) - torch.from_numpy(mesh.center)) / mesh.radius
+    angle = torch.zeros(1)
+    cameras = Cameras(
+        place[None].float(), torch.tensor(camera["rotation"])[None], torch.tensor([camera["tan_half_fov"]]), angle, angle
+    )
+    fine = facts["size"] * SUPERSAMPLES
+    seen = look(triangles, cameras, 0, fine)
+    covered = (seen.coverage.numpy() >= 1).reshape(facts["size"], SUPERSAMPLES, facts["size"], SUPERSAMPLES)
+    covered = covered.all((1, 3))
+    interior = covered.copy()
+    for down in range(-2, 3):
+        for right in range(-2, 3):
+            interior &= np.roll(covered, (down, right), (0, 1))
+    return View(gather(triangles, cameras, [seen]), interior, mesh, triangles)
+
+
+def lights_of(light: dict, renders: Path) -> lighting.Lights:
+    """The lights of one picture from their facts."""
+    lights = lighting.uniform(1, 0.0)
+    world = light.get("world")
+    if isinstance(world, dict):
+        parts = {name: torch.tensor(world[name])[None].float() for name in ("constant", "linear", "quadratic")}
+        lights = replace(lights, **parts)
+    elif world is not None:
+        lights = environment.lights([environment.from_panorama(read_exr(renders / world))], torch.zeros(1).long())
+    suns = light.get("suns", [])
+    if suns:
+        towards = torch.tensor([[sun["direction"] for sun in suns]])
+        lights = lighting.with_suns(lights, towards, torch.tensor([[sun["irradiance"] for sun in suns]]))
+    return lights
+
+
+def picture_of(
+    view: View, render: dict, lights: lighting.Lights, tables: ggx_tables.GgxTables, folder: Path, size: int
+) -> np.ndarray:
+    """(size, size, 3) linear, black around the object."""
+    points = view.gbuffer
+    maps = material_of(render["material"], points.uv, folder)
+    occlusion = None
+    shaded = []
+    for part in torch.arange(len(points.view)).split(CAP):
+        keep = slice(int(part[0]), int(part[-1]) + 1)
+        some = replace(
+            points, **{n: getattr(points, n)[keep] for n in points.__dataclass_fields__ if n != "coverage"}
+        )
+        pick = SurfaceMaps(*(None if m is None else m[keep] for m in maps.__dict__.values()))
+        shaded.append(shade(some, pick, lights, tables, occlusion))
+    fine = size * SUPERSAMPLES
+    flat = torch.zeros(fine * fine, 3).index_copy(0, points.pixel, torch.cat(shaded))
+    return flat.view(size, SUPERSAMPLES, size, SUPERSAMPLES, 3).mean((1, 3)).numpy()
+
+
+def material_of(material: dict, uv: Tensor, folder: Path) -> SurfaceMaps:
+    def value(name: str, channels: int) -> Tensor:
+        wanted = material[name]
+        if isinstance(wanted, str):
+            return bilinear(folder / wanted, uv)[:, :channels]
+        return torch.tensor(wanted, dtype=torch.float32).reshape(1, -1).expand(len(uv), channels)
+
+    base_color = value("base_color", 3)
+    if isinstance(material["base_color"], str):
+        base_color = srgb_to_linear(base_color)
+    normal = value("normal", 3) * 2 - 1 if "normal" in material else None
+    return SurfaceMaps(base_color, value("metallic", 1)[:, 0], value("roughness", 1)[:, 0], normal)
+
+
+def bilinear(file: Path, uv: Tensor) -> Tensor:
+    """Stored values (N, 3) of an 8 bit picture that repeats, interpolated before any decoding."""
+    with Image.open(file) as picture:
+        stored = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
+    wrapped = np.pad(stored[::-1], ((1, 1), (1, 1), (0, 0)), mode="wrap")
+    size = torch.tensor([wrapped.shape[1], wrapped.shape[0]], dtype=torch.float32)
+    grid = ((uv % 1) * (size - 2) + 1) / size * 2 - 1
+    image = torch.from_numpy(np.ascontiguousarray(wrapped.transpose(2, 0, 1)))[None]
+    return torch.nn.functional.grid_sample(image, grid.view(1, -1, 1, 2), align_corners=False)[0, :, :, 0].T
+
+
+def read_exr(file: Path) -> np.ndarray:
+    """(H, W, 3) float32, row 0 at the top."""
+    return environment.read_panorama(file)
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def draw(shown: list, target: Path, amplified: float = 20.0) -> None:
+    """A sheet: for each render our picture, Cycles', and the difference times `amplified`, side by side."""
+    tiles = []
+    for _, ours, reference in shown:
+        exposure = 0.7 / max(float(np.quantile(reference, 0.98)), 1e-6)
+        difference = np.abs(ours - reference) * exposure * amplified
+        row = [_display(ours * exposure), _display(reference * exposure), np.clip(difference, 0, 1)]
+        tiles.append(np.concatenate(row, axis=1))
+    columns = max(1, round((len(tiles) / 3) ** 0.5))
+    while len(tiles) % columns:
+        tiles.append(np.ones_like(tiles[0]))
+    rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
+    sheet = np.concatenate(rows, axis=0)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((sheet * 255 + 0.5).astype(np.uint8)).save(target)
+
+
+def _display(linear: np.ndarray) -> np.ndarray:
+    return linear_to_srgb(torch.from_numpy(np.ascontiguousarray(linear))).numpy()
