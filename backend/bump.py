@@ -73,7 +73,8 @@ def lost_share(table: Tensor, roughness: Tensor, cos_view: Tensor, lean: Tensor)
             ((angle - lowest * last) / ((1 - lowest) * last), cos_view.clamp(0, 1), roughness.clamp(0, 1)), dim=1
         )
         grid = (place * 2 - 1).view(1, -1, 1, 1, 3)
-        return torch.nn.functional.grid_sample(part[None], grid, padding_mode="border", align_corners=True)[0, ..., 0, 0].T
+        found = torch.nn.functional.grid_sample(part[None], grid, padding_mode="border", align_corners=True)
+        return found[0, :, :, 0, 0].T
 
     share = read(table[:3], lean[:, 0], -1.0) + read(table[3:], lean[:, 1].abs(), 0.0)
     return share.clamp(0, 1)

@@ -56,12 +56,15 @@ def read_panorama(file: Path) -> np.ndarray:
 
 
 def from_panorama(picture: np.ndarray) -> Environment:
-    """Split a panorama (H, 2 H, 3), W = 2 H, into suns, second-order part and blurred residual."""
+    """Split a panorama (H, 2 H, 3) into suns, second-order part and blurred residual.
+
+    Lossy compression leaves values a little below zero, which count as none. Raises PanoramaError.
+    """
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.shape[1] != 2 * picture.shape[0] or len(picture) < 16:
         raise PanoramaError(f"An environment is twice as wide as high, in colour; this one is {picture.shape}.")
-    if not np.isfinite(picture).all() or picture.min() < 0:
-        raise PanoramaError("The environment holds values that are negative or not numbers.")
-    picture, suns = _take_suns(_resized(picture.astype(np.float64), 2 * SOURCE_HEIGHT))
+    if not np.isfinite(picture).all():
+        raise PanoramaError("The environment holds values that are infinite or not numbers.")
+    picture, suns = _take_suns(_resized(np.maximum(picture.astype(np.float64), 0), 2 * SOURCE_HEIGHT))
     picture = _resized(picture, SOURCE_HEIGHT)
     w = directions(SOURCE_HEIGHT)
     weight = _ring_weights(SOURCE_HEIGHT)[:, None].repeat(2 * SOURCE_HEIGHT, 1) / (2 * SOURCE_HEIGHT)

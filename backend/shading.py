@@ -17,6 +17,7 @@ from torch import Tensor
 from . import bump
 from .ggx_tables import F0_DIELECTRIC, IOR, GgxTables, dielectric_fresnel, lookup
 from .lighting import Lights
+from .occlusion import Openness, diffuse_share, glossy_share
 from .rasterize import GBuffer
 
 ROUGHNESS_MIN = 0.05  # below, a sun's highlight falls between pixels
@@ -35,14 +36,20 @@ class SurfaceMaps:
 
 
 def shade(
-    gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights, tables: GgxTables, occlusion: Tensor | None = None
+    gbuffer: GBuffer,
+    maps: SurfaceMaps,
+    lights: Lights,
+    tables: GgxTables,
+    occlusion: Tensor | None = None,
+    openness: Openness | None = None,
 ) -> Tensor:
-    """Linear radiance (N, 3) towards the camera; `occlusion` (N,) in 0..1 scales the world's light."""
+    """Linear radiance (N, 3) towards the camera. `occlusion` (N,) in 0..1 scales the world's light;
+    `openness` says which directions and suns the mesh hides from each point."""
     lobe = _lobe(gbuffer, maps, tables)
-    world = _world(lobe, gbuffer, maps, lights)
+    world = _world(lobe, gbuffer, maps, lights, openness)
     if occlusion is not None:
         world = world * occlusion[:, None]
-    return world + _suns(lobe, gbuffer, maps, lights)
+    return world + _suns(lobe, gbuffer, maps, lights, openness)
 
 
 def shading_normal(gbuffer: GBuffer, tangent_normal: Tensor | None) -> Tensor:
@@ -114,7 +121,9 @@ def _sideways(towards: Tensor, normal: Tensor, cosine: Tensor) -> tuple[Tensor, 
     return tangent, torch.linalg.cross(normal, tangent)
 
 
-def _world(lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights) -> Tensor:
+def _world(
+    lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights, openness: Openness | None
+) -> Tensor:
     view, normal = gbuffer.view, lobe.specular_normal
     polynomial = lights.constant[view], lights.linear[view], lights.quadratic[view]
     tangent, bitangent = _sideways(gbuffer.to_camera, normal, lobe.cos_view)
@@ -132,8 +141,15 @@ def _world(lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights) -> 
     metal = (color * (plain - schlick) + schlick) * lobe.multiscatter_metal
     dielectric = (F0_DIELECTRIC * (plain - real) + real) * lobe.multiscatter_dielectric[:, None]
     metallic = maps.metallic[:, None]
-    diffuse = maps.base_color * lobe.diffuse_weight[:, None] * _irradiance(lobe, view, polynomial, lights)
-    return metallic * metal + (1 - metallic) * dielectric + diffuse
+    reflected = metallic * metal + (1 - metallic) * dielectric
+    irradiance = _irradiance(lobe, view, polynomial, lights)
+    if openness is not None:
+        # Shares of light, not light: no gradient on the maps goes through them.
+        with torch.no_grad():
+            open_to_wall = diffuse_share(openness, gbuffer, lobe.normal, lights)
+            open_to_lobe = glossy_share(openness, gbuffer, normal, lobe.roughness, lights)
+        reflected, irradiance = reflected * open_to_lobe, irradiance * open_to_wall
+    return reflected + maps.base_color * lobe.diffuse_weight[:, None] * irradiance
 
 
 def _irradiance(lobe: _Lobe, view: Tensor, polynomial: tuple[Tensor, Tensor, Tensor], lights: Lights) -> Tensor:
@@ -176,7 +192,7 @@ def _integral(moments: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
     )  # fmt: skip
 
 
-def _suns(lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights) -> Tensor:
+def _suns(lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights, openness: Openness | None) -> Tensor:
     alpha = lobe.roughness**2
     metallic = maps.metallic[:, None]
     color = maps.base_color.clamp(max=1.0)
@@ -184,8 +200,8 @@ def _suns(lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights) -> T
     for sun in range(lights.sun_direction.shape[1]):
         irradiance = lights.sun_irradiance[gbuffer.view, sun]
         towards = lights.sun_direction[gbuffer.view, sun]
-        # Light from behind the flat triangle never arrives.
-        above = (gbuffer.geometric_normal * towards).sum(1) > 0
+        # The smooth surface decides, not the flat triangle: what that one blocks is a shadow (occlusion.py).
+        above = (lobe.smooth * towards).sum(1) > 0
         cos_glossy = (lobe.specular_normal * towards).sum(1)
         cos_diffuse = (lobe.normal * towards).sum(1).clamp(min=0)
         half = torch.nn.functional.normalize(gbuffer.to_camera + towards, dim=1)
@@ -198,9 +214,10 @@ def _suns(lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights) -> T
         dielectric = (dielectric_fresnel(v_h) * lobe.multiscatter_dielectric)[:, None]
         reflected = (metallic * metal + (1 - metallic) * dielectric) * specular[:, None]
         if maps.normal is not None:
-            above = above & ((lobe.smooth * towards).sum(1) > 0)
             cos_diffuse = cos_diffuse * bump.softened(lobe.smooth, lobe.normal, towards)
         diffuse = maps.base_color * (lobe.diffuse_weight * cos_diffuse / torch.pi)[:, None]
+        if openness is not None and openness.suns is not None:
+            irradiance = irradiance * openness.suns[:, sun : sun + 1]
         total = total + torch.where(above[:, None], (reflected + diffuse) * irradiance, 0.0)
     return total
 

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from addon import protocol
 
-from .. import environment, ggx_tables, lighting
+from .. import environment, ggx_tables, lighting, occlusion
 from ..cameras import Cameras
-from ..mesh import Mesh, load_job_mesh
+from ..mesh import load_job_mesh
 from ..rasterize import GBuffer, Triangles, gather, look
 from ..shading import SurfaceMaps, linear_to_srgb, shade, srgb_to_linear
 
@@ -36,6 +36,7 @@ SUPERSAMPLES = 4
 FLOOR = 0.02  # of the picture's mean, so that black pixels do not decide
 RENDERER = Path(__file__).resolve().parents[2] / "tests" / "blender" / "parity_renders.py"
 RENDER_LIMIT_S = 3 * 3600
+SUN_MAP = 1024  # texels across a sun's depth map
 CAP = 200_000  # points shaded at a time
 
 
@@ -45,8 +46,8 @@ class View:
 
     gbuffer: GBuffer
     interior: np.ndarray
-    mesh: Mesh
     triangles: Triangles
+    kept: dict[str, Tensor]  # the sky's openness, once it was asked for
 
 
 def main(arguments: list[str]) -> int:
@@ -84,7 +85,8 @@ def compare(renders: Path, facts: dict, pictures: Path | None = None) -> dict:
     """Rows of every render, and groups of them with mean and worst."""
     tables = ggx_tables.load()
     views: dict[str, View] = {}
-    worlds = {name: lights_of(light, renders) for name, light in facts["lights"].items()}
+    used = {render["light"] for render in facts["renders"]}
+    worlds = {name: lights_of(light, renders) for name, light in facts["lights"].items() if name in used}
     rows, shown = [], []
     for render in facts["renders"]:
         if render["mesh"] not in views:
@@ -142,9 +144,8 @@ def look_at_mesh(file: Path, facts: dict) -> View:
     camera = facts["camera"]
     place = (torch.tensor(camera["position"]) - torch.from_numpy(mesh.center)) / mesh.radius
     angle = torch.zeros(1)
-    cameras = Cameras(
-        place[None].float(), torch.tensor(camera["rotation"])[None], torch.tensor([camera["tan_half_fov"]]), angle, angle
-    )
+    rotation, half = torch.tensor(camera["rotation"]), torch.tensor([camera["tan_half_fov"]])
+    cameras = Cameras(place[None].float(), rotation[None], half, angle, angle)
     fine = facts["size"] * SUPERSAMPLES
     seen = look(triangles, cameras, 0, fine)
     covered = (seen.coverage.numpy() >= 1).reshape(facts["size"], SUPERSAMPLES, facts["size"], SUPERSAMPLES)
@@ -153,7 +154,7 @@ def look_at_mesh(file: Path, facts: dict) -> View:
     for down in range(-2, 3):
         for right in range(-2, 3):
             interior &= np.roll(covered, (down, right), (0, 1))
-    return View(gather(triangles, cameras, [seen]), interior, mesh, triangles)
+    return View(gather(triangles, cameras, [seen]), interior, triangles, {})
 
 
 def lights_of(light: dict, renders: Path) -> lighting.Lights:
@@ -178,18 +179,30 @@ def picture_of(
     """(size, size, 3) linear, black around the object."""
     points = view.gbuffer
     maps = material_of(render["material"], points.uv, folder)
-    occlusion = None
+    openness = openness_of(view, lights) if render["occluded"] else None
+    names = [name for name in points.__dataclass_fields__ if name != "coverage"]
     shaded = []
-    for part in torch.arange(len(points.view)).split(CAP):
-        keep = slice(int(part[0]), int(part[-1]) + 1)
-        some = replace(
-            points, **{n: getattr(points, n)[keep] for n in points.__dataclass_fields__ if n != "coverage"}
-        )
+    for first in range(0, len(points.view), CAP):
+        keep = slice(first, first + CAP)
+        some = replace(points, **{name: getattr(points, name)[keep] for name in names})
         pick = SurfaceMaps(*(None if m is None else m[keep] for m in maps.__dict__.values()))
-        shaded.append(shade(some, pick, lights, tables, occlusion))
+        seen = openness and replace(openness, sky=openness.sky[keep], suns=openness.suns[keep])
+        shaded.append(shade(some, pick, lights, tables, openness=seen))
     fine = size * SUPERSAMPLES
     flat = torch.zeros(fine * fine, 3).index_copy(0, points.pixel, torch.cat(shaded))
     return flat.view(size, SUPERSAMPLES, size, SUPERSAMPLES, 3).mean((1, 3)).numpy()
+
+
+def openness_of(view: View, lights: lighting.Lights) -> occlusion.Openness:
+    """As the optimiser has it, save that suns have maps of their own and do not move to the sky's directions."""
+    points = view.gbuffer
+    if not view.kept:
+        sky = occlusion.look_from(view.triangles, occlusion.even_directions())
+        view.kept["sky"] = occlusion.open_share(sky, points.position, points.geometric_normal).half()
+        view.kept["direction"] = sky.direction
+    suns = occlusion.look_from(view.triangles, lights.sun_direction[0], SUN_MAP)
+    suns_open = occlusion.open_share(suns, points.position, points.geometric_normal)
+    return occlusion.Openness(view.kept["direction"], view.kept["sky"], suns_open)
 
 
 def material_of(material: dict, uv: Tensor, folder: Path) -> SurfaceMaps:

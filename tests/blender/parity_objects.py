@@ -61,6 +61,7 @@ def _hard_surface() -> None:
     shape.free()
     obj = bpy.data.objects.new("hard", mesh)
     bpy.context.scene.collection.objects.link(obj)
+    bpy.ops.object.select_all(action="DESELECT")  # the operators below work on all that is selected
     bpy.context.view_layer.objects.active = obj
     obj.select_set(True)
     mesh.shade_smooth()

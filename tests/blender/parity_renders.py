@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--table", choices=("full", "small", "fingerprint"), default="full")
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--samples", type=int, default=512, help="a pixel under worlds; suns get a quarter, at least 128")
+    parser.add_argument("--samples", type=int, default=512, help="a pixel under worlds; suns: a quarter, or 128")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     scene = oracle_scene(options.size)
@@ -88,7 +88,7 @@ def table(kind: str, objects: dict, lights: dict, samples: int):
 
 
 def job(mesh: str, light: str, material: dict, samples: int, lights: dict, occluded: bool = False) -> dict:
-    ending = "textures" if isinstance(material["metallic"], str) else f"m{material['metallic']}-r{material['roughness']}"
+    ending = "m{metallic}-r{roughness}".format(**material) if isinstance(material["metallic"], float) else "textures"
     file = f"{mesh}-{light}{'-occluded' if occluded else ''}-{ending}.exr"
     needed = samples if "world" in lights[light] else max(samples // 4, 128)
     return {
