@@ -27,7 +27,7 @@ FIT_POINTS = 4000
 DIELECTRIC, METAL, UNDECIDED = -0.9, 0.9, 0.0  # raw metallic: 0.03, 0.97 and 0.5
 # Surfaces are metal or not; a mixture, and metal where both fit, must be better by this much to be believed.
 BETTER_FOR_MIXTURE, BETTER_FOR_METAL = 0.85, 0.9
-GUIDANCE_SCALE = 1.5  # enough to tell materials apart, too little to saturate
+GUIDANCE_SCALE = 1.5  # at most: enough to tell materials apart, too little to saturate
 
 
 def uniform_start(
@@ -37,7 +37,7 @@ def uniform_start(
     indices = pool.draw(VIEWS, CLOSE, generator)
     device = pool.triangles.positions.device
     lights = lighting.sample(len(indices), generator).to(device)
-    scene = Scene(pool.gbuffer(indices), lights, pool.extent(indices), pool.size, pattern_scale, offset)
+    scene = pool.scene(indices, lights, pattern_scale, offset)
     target = paint(model, scene, generator)
     drawn = torch.randperm(scene.gbuffer.pixel.numel(), generator=generator)[:FIT_POINTS]
     keep = torch.zeros(scene.gbuffer.pixel.numel(), dtype=torch.bool, device=device)
@@ -59,9 +59,10 @@ def paint(model: Denoiser, scene: Scene, generator: torch.Generator) -> Tensor:
     total = len(alphas_cumprod)
     times = torch.linspace(0.98 * total, 0.02 * total, DENOISING_STEPS).long()
     noisy = torch.randn(count, 3, size, size, generator=generator).to(device)
+    scale = min(model.guidance_scale, GUIDANCE_SCALE)
     for index, time in enumerate(times):
-        prediction = model.predict(noisy, time.expand(count).to(device), scene)
-        x0_hat = classifier_free(prediction, GUIDANCE_SCALE).clamp(-1, 1)
+        prediction = model.predict(noisy, time.expand(count).to(device), scene, guided=scale != 1)
+        x0_hat = classifier_free(prediction, scale).clamp(-1, 1)
         alpha_bar = alphas_cumprod[time]
         noise = (noisy - alpha_bar.sqrt() * x0_hat) / (1 - alpha_bar).sqrt()
         after = alphas_cumprod[times[index + 1]] if index + 1 < DENOISING_STEPS else torch.ones((), device=device)

@@ -108,10 +108,7 @@ def _scene(state: State, plan: Plan, pool: ViewPool) -> tuple[list[int], Scene]:
     close = plan.views // 2 if state.step % 2 else plan.views // 4
     indices = pool.draw(plan.views, close, state.generator)
     lights = lighting.sample(len(indices), state.generator).to(pool.triangles.positions.device)
-    scene = Scene(
-        pool.gbuffer(indices), lights, pool.extent(indices), pool.size, plan.pattern_scale, pattern_offset(plan)
-    )
-    return indices, scene
+    return indices, pool.scene(indices, lights, plan.pattern_scale, pattern_offset(plan))
 
 
 def _with_speed(raw: Tensor, progress: float) -> Tensor:
@@ -138,7 +135,7 @@ def _guidance_gradient(
     alpha_bar = model.alphas_cumprod[t].to(device)
     noise = torch.randn(x0.shape, generator=state.generator).to(device)
     with torch.no_grad():
-        prediction = model.predict(add_noise(x0, noise, alpha_bar), t.to(device), scene)
+        prediction = model.predict(add_noise(x0, noise, alpha_bar), t.to(device), scene, plan.guidance_scale != 1)
         mask = gbuffer.coverage[:, None]
         x0_hat = rescale(
             classifier_free(prediction, plan.guidance_scale), prediction.conditional, mask, plan.rescale

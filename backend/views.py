@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from . import cameras
 from .cameras import Cameras
+from .diffusion.interface import Scene
+from .lighting import Lights
 from .rasterize import GBuffer, Triangles, Visibility, gather, look
 
 FULL_VIEWS, CLOSE_VIEWS = 48, 96
@@ -26,6 +29,7 @@ class ViewPool:
     size: int
     seen: Tensor
     pictures: dict[int, Visibility] = field(default_factory=dict)
+    memory: dict[Hashable, Tensor] = field(default_factory=dict)  # what a model keeps of each view
 
     def look(self, index: int) -> Visibility:
         if index not in self.pictures:
@@ -43,6 +47,11 @@ class ViewPool:
 
     def gbuffer(self, indices: list[int]) -> GBuffer:
         return gather(self.triangles, self.cameras[torch.tensor(indices)], [self.look(i) for i in indices])
+
+    def scene(self, indices: list[int], lights: Lights, pattern_scale: float, pattern_offset: Tensor) -> Scene:
+        return Scene(
+            self.gbuffer(indices), lights, self.size, pattern_scale, pattern_offset, tuple(indices), self.memory
+        )
 
     def extent(self, indices: list[int]) -> Tensor:
         """(B,) half the picture's width at the object, in object radii."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prior that ships with Patina: predicts the clean picture in pixel space, told about geometry and light."""
+"""The prior that ships with Patina: predicts materials from a noisy picture, and renders the clean one from them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from .. import ggx_tables
 from ..prior import conditions, network, vocabulary
+from ..prior.field import MaterialField, expect
+from ..rasterize import GBuffer
 from .interface import Prediction, Scene
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "prior"
@@ -22,10 +24,9 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "prior"
 class BuiltInPrior:
     name = "built-in"
     background = conditions.BACKGROUND
-    guidance_scale = 3.0
 
     def __init__(self, device: torch.device, folder: Path = WEIGHTS) -> None:
-        """Load unet/, scheduler/ and the word table from `folder`. Raises OSError where they are missing."""
+        """Load unet/, scheduler/ and the words' field from `folder`. Raises OSError where they are missing."""
         self.device = device
         diffusers_logging.disable_progress_bar()
         self.unet = UNet2DModel.from_pretrained(
@@ -36,56 +37,61 @@ class BuiltInPrior:
         words = json.loads((folder / "words.json").read_text("utf-8"))["words"]
         if tuple(words) != vocabulary.WORDS:
             raise OSError(f"The word table in {folder} does not fit this version of Patina. Install Patina again.")
-        self.conditioner = network.Conditioner(len(words), 4 * self.unet.config.block_out_channels[0])
-        self.conditioner.load_state_dict(load_file(folder / "words.safetensors"))
-        self.conditioner = self.conditioner.float().eval().requires_grad_(False).to(device)
+        self.field = MaterialField(len(words))
+        self.field.load_state_dict(load_file(folder / "field.safetensors"))
+        self.field = self.field.float().eval().requires_grad_(False).to(device)
         self.render_size = self.unet.config.sample_size * conditions.BLOCK
         self.tables = ggx_tables.load().to(device)
-        self._words = vocabulary.encode(None)[None].repeat(2, 1)
+        self._words, self._negative = vocabulary.encode(None).long(), None
 
     @property
     def alphas_cumprod(self) -> Tensor:
         return self.scheduler.alphas_cumprod
+
+    @property
+    def guidance_scale(self) -> float:
+        """What the words expect needs no exaggeration; a negative prompt works by it alone."""
+        return 1.0 if self._negative is None else 2.0
 
     def set_prompt(self, prompt: str, negative_prompt: str) -> tuple[str, ...]:
         reading = vocabulary.read(prompt)
         negative, warnings = None, reading.warnings
         if negative_prompt.strip():
             try:
-                negative = vocabulary.read(negative_prompt).prompt
+                negative = vocabulary.encode(vocabulary.read(negative_prompt).prompt).long()
             except vocabulary.PromptError:
                 warnings += ("The built-in model finds no material in the negative prompt and ignores it.",)
-        self._words = torch.stack((vocabulary.encode(reading.prompt), vocabulary.encode(negative)))
+        self._words, self._negative = vocabulary.encode(reading.prompt).long(), negative
         return warnings
 
     @torch.no_grad()
-    def predict(self, noisy: Tensor, timestep: Tensor, scene: Scene) -> Prediction:
-        condition = self._condition(scene).repeat(2, 1, 1, 1)
-        count = noisy.shape[0]
-        density = 1.0 / scene.pattern_scale
-        scale = conditions.scale_of(scene.extent, density, scene.size).to(self.device)
-        words = self._words.to(self.device).long().repeat_interleave(count, 0)
-        alpha_bar = self.alphas_cumprod.to(self.device)[timestep.to(self.device)].repeat(2)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            embedding = self.conditioner(words, scale.repeat(2))
-            x0_hat = network.predict_x0(
-                self.unet,
-                noisy.repeat(2, 1, 1, 1),
-                condition,
-                timestep.to(self.device).repeat(2),
-                embedding,
-                self.conditioner.paint(words, condition, embedding),
-                alpha_bar,
-            )
-        return Prediction(*x0_hat.chunk(2))
+    def predict(self, noisy: Tensor, timestep: Tensor, scene: Scene, guided: bool = True) -> Prediction:
+        fixed = conditions.fixed_renders(scene.gbuffer, scene.lights, self.tables)
+        conditional = self._predict(noisy, timestep, scene, fixed, self._words)
+        if not guided:
+            return Prediction(conditional, conditional)
+        other = vocabulary.encode(None).long() if self._negative is None else self._negative
+        return Prediction(conditional, self._predict(noisy, timestep, scene, fixed, other))
 
-    def _condition(self, scene: Scene) -> Tensor:
+    def _predict(self, noisy: Tensor, timestep: Tensor, scene: Scene, fixed: Tensor, words: Tensor) -> Tensor:
         gbuffer = scene.gbuffer
-        light = conditions.fixed_renders(gbuffer, scene.lights, self.tables)
+        expected = scene.remembered(tuple(words.tolist()), lambda points: self._expect(points, scene, words))
+        values, normal = expected.split((conditions.VALUES, 3), dim=1)
+        believed = conditions.render(gbuffer, conditions.surface_of(values, normal), scene.lights, self.tables)
+        told = conditions.spread(gbuffer, torch.cat((fixed, believed, expected), dim=1))
+        condition = conditions.assemble(told, gbuffer.coverage[:, None])
+        timestep = timestep.to(self.device)
+        alpha_bar = self.alphas_cumprod.to(self.device)[timestep]
+        with torch.autocast(self.device.type, torch.bfloat16):
+            add = network.correction(self.unet, noisy, condition, timestep, alpha_bar)
+        add = add.permute(0, 2, 3, 1).reshape(-1, conditions.VALUES)[gbuffer.pixel]
+        painted = conditions.render(gbuffer, conditions.surface_of(values + add, normal), scene.lights, self.tables)
+        empty = torch.full((*gbuffer.coverage.shape, 3), self.background, device=self.device)
+        return gbuffer.picture(painted, empty).permute(0, 3, 1, 2) * 2 - 1
+
+    def _expect(self, gbuffer: GBuffer, scene: Scene, words: Tensor) -> Tensor:
+        """(N, 8) expected values and normal."""
         normal = torch.nn.functional.normalize(gbuffer.normal, dim=1)
         q = gbuffer.position / scene.pattern_scale + scene.pattern_offset.to(gbuffer.position)
-        values = torch.cat((light, normal, q), dim=1)
-        count, size = gbuffer.coverage.shape[0], scene.size
-        flat = torch.zeros(count * size * size, values.shape[1], device=values.device)
-        flat = flat.index_copy(0, gbuffer.pixel, values).view(count, size, size, -1).permute(0, 3, 1, 2)
-        return conditions.assemble(flat[:, :9], flat[:, 9:12], gbuffer.coverage[:, None], flat[:, 12:15])
+        surface = expect(self.field, words.to(self.device), q, normal)
+        return torch.cat((conditions.values_of(surface), surface.normal), dim=1)

@@ -7,29 +7,46 @@ velocity: the conversion belongs to the family's file.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ..lighting import Lights
-from ..rasterize import GBuffer
+from ..rasterize import GBuffer, select
 
 
 @dataclass(frozen=True)
 class Scene:
     """What a batch of pictures shows: beside the noisy picture, all a model may condition on.
 
-    extent (B,) is half the picture's width at the object, in object radii; pattern_scale enlarges
-    patterns; pattern_offset (3,) is drawn once a run, so that all views agree and seeds differ.
+    pattern_scale enlarges patterns; pattern_offset (3,) is drawn once a run, so that all views agree and seeds
+    differ. `views` are the pictures' numbers in the run's pool and `memory` is the run's: see `remembered`.
     """
 
     gbuffer: GBuffer
     lights: Lights
-    extent: Tensor
     size: int
     pattern_scale: float
     pattern_offset: Tensor
+    views: tuple[int, ...] = ()
+    memory: dict[Hashable, Tensor] | None = None
+
+    def remembered(self, what: Hashable, make: Callable[[GBuffer], Tensor]) -> Tensor:
+        """Point values (N, C) that depend on `what`, the points and the pattern alone, and not on light or noise:
+        `make` is asked once for every view of the run."""
+        if self.memory is None:
+            return make(self.gbuffer)
+        pattern = (what, self.pattern_scale, *self.pattern_offset.tolist())
+        missing = [place for place, view in enumerate(self.views) if (pattern, view) not in self.memory]
+        if missing:
+            points = select(self.gbuffer, torch.isin(self.gbuffer.view, torch.tensor(missing).to(self.gbuffer.view)))
+            made = make(points)
+            for place in missing:
+                self.memory[pattern, self.views[place]] = made[points.view == place]
+        return torch.cat([self.memory[pattern, view] for view in self.views])
 
 
 @dataclass(frozen=True)
@@ -53,5 +70,6 @@ class Denoiser(Protocol):
     def set_prompt(self, prompt: str, negative_prompt: str) -> tuple[str, ...]:
         """Encode the prompt for the calls that follow; returns warnings. Raises PromptError."""
 
-    def predict(self, noisy: Tensor, timestep: Tensor, scene: Scene) -> Prediction:
-        """x0_hat for noisy (B, 3, H, W) at timestep (B,)."""
+    def predict(self, noisy: Tensor, timestep: Tensor, scene: Scene, guided: bool = True) -> Prediction:
+        """x0_hat for noisy (B, 3, H, W) at timestep (B,). Not `guided`: nobody asks for the unconditional
+        prediction, and it may repeat the conditional one."""

@@ -20,7 +20,7 @@ from addon.protocol import JobFolder
 from .. import cameras
 from ..maps import read_map
 from ..mesh import load_job_mesh
-from ..prior import materials, patterns
+from ..prior import instances, materials, patterns
 from ..prior.training import shapes
 from ..prior.vocabulary import read
 from ..rasterize import Triangles, gather, look
@@ -115,12 +115,12 @@ class Retriever:
         for prompt in prompts:
             rows = []
             for number, triangles in enumerate(meshes * 2):
-                instance = materials.draw(read(prompt).prompt, generator)
-                offset = 2 * torch.rand(3, generator=generator)
+                instance = instances.draw(read(prompt).prompt, generator)
+                offset = 8 * torch.rand(3, generator=generator)
 
                 def colour(points, instance=instance, offset=offset):
                     normal = torch.nn.functional.normalize(points.normal, dim=1)
-                    return materials.surface(instance, points.position + offset, normal).base_color
+                    return instances.surface(instance, points.position + offset, normal).base_color
 
                 rows += _patches(triangles, colour, number)
             rows = np.array(rows)

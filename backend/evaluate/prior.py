@@ -29,7 +29,7 @@ from ..frames import mikktspace_tangents
 from ..maps import read_map
 from ..mesh import Mesh, load_job_mesh, save_job_mesh
 from ..models import ModelShelf
-from ..prior import materials
+from ..prior import instances, materials
 from ..prior.training import shapes
 from ..prior.vocabulary import read
 from . import _patterned as patterned
@@ -87,8 +87,8 @@ def generator_facts(prompt: materials.Prompt, mesh: Mesh) -> dict[str, np.ndarra
     points = torch.einsum("nk,nkc->nc", spread, torch.from_numpy(mesh.positions[pick]))
     colour, metallic, roughness = [], [], []
     for _ in range(DRAWS):
-        instance = materials.draw(prompt, generator)
-        made = materials.surface(instance, points + 2 * torch.rand(3, generator=generator), normals[pick])
+        instance = instances.draw(prompt, generator)
+        made = instances.surface(instance, points + 8 * torch.rand(3, generator=generator), normals[pick])
         colour.append(rgb2lab(made.base_color.mean(0).numpy()[None])[0])
         metallic.append(float(made.metallic.mean()))
         roughness.append(float(made.roughness.mean()))

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the built-in prior is told about a picture beside its words: geometry, light, scale.
+"""What the built-in prior is told about a picture beside the noise: geometry, light, and what the words expect.
 
-Channels of the condition (B, 25, H, W), zero outside the object:
+Channels of the condition (B, 21, H, W), zero outside the object:
   0-8    the same view in three fixed materials (rough white, satin metal, polished metal), display values, -1..1
-  9-11   smooth normal in the object's frame
-  12     coverage
-  13-24  sine and cosine of the pattern coordinates at two frequencies, so that regular patterns agree between views
+  9-11   the same view as the words expect it (field.py), display values, -1..1
+  12-16  the expected base colour, metallic and roughness, -1..1
+  17-19  the expected normal in the object's frame
+  20     coverage
 The network works on 4x4 pixel blocks as channels (pixel_unshuffle).
 """
 
@@ -17,12 +18,13 @@ from torch import Tensor
 from ..ggx_tables import GgxTables
 from ..lighting import Lights
 from ..rasterize import GBuffer
-from ..shading import SurfaceMaps, linear_to_srgb, shade
+from ..shading import SurfaceMaps, linear_to_srgb, shade, srgb_to_linear
+from .instances import Surface
 
-CONDITION_CHANNELS = 25
-COVERAGE_CHANNEL = 12
+RENDERS = 12  # display values: three fixed materials and the expected one
+VALUES = 5  # base colour, metallic, roughness
+CONDITION_CHANNELS = RENDERS + VALUES + 3 + 1
 BLOCK = 4  # pixels to a side that become channels
-FREQUENCIES = (1.0, 4.0)  # periods 2 and 0.5 of the pattern coordinates
 BACKGROUND = 0.5  # display value behind the object
 
 # base colour (linear), metallic, roughness
@@ -42,15 +44,36 @@ def fixed_renders(gbuffer: GBuffer, lights: Lights, tables: GgxTables, occlusion
     return torch.cat(renders, dim=1)
 
 
-def assemble(light: Tensor, normal: Tensor, coverage: Tensor, q: Tensor) -> Tensor:
-    """Condition (B, 25, H, W) from display renders (B, 9, H, W) in 0..1, normals (B, 3, H, W),
-    coverage (B, 1, H, W) and pattern coordinates (B, 3, H, W)."""
-    phase = torch.cat([q * (f * torch.pi) for f in FREQUENCIES], dim=1)
-    waves = torch.cat((torch.sin(phase), torch.cos(phase)), dim=1)
-    inside = (coverage > 0).to(light.dtype)
-    return torch.cat(((light * 2 - 1) * inside, normal * inside, coverage, waves * inside), dim=1)
+def render(
+    gbuffer: GBuffer, surface: Surface, lights: Lights, tables: GgxTables, occlusion: Tensor | None = None
+) -> Tensor:
+    """Display values (N, 3) of the points with the surface's own values and normals."""
+    bent = GBuffer(**{**gbuffer.__dict__, "normal": surface.normal})
+    maps = SurfaceMaps(srgb_to_linear(surface.base_color), surface.metallic, surface.roughness)
+    return linear_to_srgb(shade(bent, maps, lights, tables, occlusion))
 
 
-def scale_of(extent: Tensor, density: Tensor | float, size: int) -> Tensor:
-    """(B,) log2 of the pixel size in pattern units, shifted to about -1..1."""
-    return torch.log2(2 * extent * density / size) + 5.5
+def values_of(surface: Surface) -> Tensor:
+    """(N, 5) base colour, metallic and roughness, 0..1."""
+    return torch.cat((surface.base_color, surface.metallic[:, None], surface.roughness[:, None]), dim=1)
+
+
+def surface_of(values: Tensor, normal: Tensor) -> Surface:
+    """The reverse, clipped to what a material can have."""
+    values = values.clamp(0, 1)
+    return Surface(values[:, :3], values[:, 3], values[:, 4].clamp(min=0.05), normal)
+
+
+def spread(gbuffer: GBuffer, values: Tensor) -> Tensor:
+    """Point values (N, C) as pictures (B, C, H, W), zero where nothing is seen."""
+    count, height, width = gbuffer.coverage.shape
+    flat = torch.zeros(count * height * width, values.shape[1], dtype=values.dtype, device=values.device)
+    return flat.index_copy(0, gbuffer.pixel, values).view(count, height, width, -1).permute(0, 3, 1, 2)
+
+
+def assemble(told: Tensor, coverage: Tensor) -> Tensor:
+    """Condition (B, 21, H, W) from `told` (B, 20, H, W) = display renders 12 and values 5 in 0..1, unit normals 3,
+    and coverage (B, 1, H, W)."""
+    inside = (coverage > 0).to(told.dtype)
+    shown, normal = told.split((RENDERS + VALUES, 3), dim=1)
+    return torch.cat(((shown * 2 - 1) * inside, normal * inside, coverage), dim=1)

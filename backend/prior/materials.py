@@ -10,10 +10,7 @@ change roughness and relief. This file is the prior's whole knowledge of the wor
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass
 
 from . import patterns
 from .patterns import Pattern
@@ -38,7 +35,6 @@ class Material:
     second: Component | None = None  # None: the first, darker
     variation: float = 0.1  # lightness change between cells, grains or boards
     relief: float = 0.0  # height of the pattern
-    frequency: float = 1.0  # scale of the pattern's coordinates
     tintable: bool = False
     finishes: tuple[str, ...] = ()  # finish words that make sense
 
@@ -131,32 +127,32 @@ MATERIALS: dict[str, Material] = {
         finishes=("wet", "mossy", "dirty"),
     ),
     "terrazzo": Material(
-        "stone", _part("E4DED4 D8D0C4", (0.15, 0.3)), _P.speckles, _part("A0522D 4A6A60 3C3C40", (0.15, 0.3)), 0.1,
+        "stone", _part("E4DED4 D8D0C4", (0.15, 0.3)), _P.speckles, _part("8A5A44 7E5240", (0.15, 0.3)), 0.1,
         tintable=True,
     ),
     "obsidian": Material("stone", _part("16161A 1C1A1E", (0.06, 0.14)), finishes=("scratched",)),
     "jade": Material("stone", _part("3E8E62 5AA878", (0.12, 0.25)), _P.clouds, None, 0.25, finishes=("polished",)),
     "lapis": Material("stone", _part("1E3C8C 24469A", (0.15, 0.3)), _P.speckles, _part("D8B45A", (0.2, 0.35), 1.0), 0.2),
-    "malachite": Material("stone", _part("1E7A52 2A8E60", (0.15, 0.3)), _P.rings, _part("0C4A34", (0.15, 0.3)), 0.2),
+    "malachite": Material("stone", _part("1E7A52 2A8E60", (0.15, 0.3)), _P.grain, _part("0C4A34", (0.15, 0.3)), 0.2),
     # masonry
     "brick": Material(
         "masonry", _part("9C4630 A8523A 8A3E2C", (0.75, 0.92)), _P.bricks, _part("B8B0A4 A49C90", (0.85, 0.95)),
         0.3, 0.5, tintable=True, finishes=("painted", "mossy", "wet", "dirty"),
     ),
     "tiles": Material(
-        "masonry", _part("E2E2DC 4A86A8 C8A078", (0.1, 0.25)), _P.tiles, _part("8A8682 C4C0B8", (0.75, 0.9)),
+        "masonry", _part("DCDCD4 D2D4CE", (0.1, 0.25)), _P.tiles, _part("8A8682 9A968E", (0.75, 0.9)),
         0.12, 0.4, tintable=True, finishes=("glossy", "matte", "dirty"),
     ),
     "mosaic": Material(
-        "masonry", _part("2E6E9A 3A8EA0 B0823C", (0.15, 0.3)), _P.tiles, _part("D0CCC2", (0.75, 0.9)), 0.9, 0.4,
+        "masonry", _part("2E6E9A 3A82A0", (0.15, 0.3)), _P.tiles, _part("D0CCC2", (0.75, 0.9)), 0.9, 0.4,
         tintable=True,
     ),
     # wood
-    "oak": Material("wood", _part("BE9460 B2864E", (0.45, 0.65)), _P.rings, _part("7E5428", (0.5, 0.7)), 0.15, 0.08, finishes=WOOD),
-    "pine": Material("wood", _part("E0BC82 D6AE70", (0.45, 0.65)), _P.rings, _part("AC7434", (0.5, 0.7)), 0.12, 0.08, finishes=WOOD),
-    "walnut": Material("wood", _part("78533A 6C482E", (0.4, 0.6)), _P.rings, _part("3C2414", (0.45, 0.65)), 0.15, 0.08, finishes=WOOD),
-    "mahogany": Material("wood", _part("84402A 7A3820", (0.3, 0.5)), _P.rings, _part("4A1C0E", (0.35, 0.55)), 0.12, 0.05, finishes=WOOD),
-    "ebony": Material("wood", _part("38302C 302824", (0.3, 0.5)), _P.rings, _part("181210", (0.3, 0.5)), 0.15, 0.05, finishes=WOOD),
+    "oak": Material("wood", _part("BE9460 B2864E", (0.45, 0.65)), _P.grain, _part("7E5428", (0.5, 0.7)), 0.15, 0.08, finishes=WOOD),
+    "pine": Material("wood", _part("E0BC82 D6AE70", (0.45, 0.65)), _P.grain, _part("AC7434", (0.5, 0.7)), 0.12, 0.08, finishes=WOOD),
+    "walnut": Material("wood", _part("78533A 6C482E", (0.4, 0.6)), _P.grain, _part("3C2414", (0.45, 0.65)), 0.15, 0.08, finishes=WOOD),
+    "mahogany": Material("wood", _part("84402A 7A3820", (0.3, 0.5)), _P.grain, _part("4A1C0E", (0.35, 0.55)), 0.12, 0.05, finishes=WOOD),
+    "ebony": Material("wood", _part("38302C 302824", (0.3, 0.5)), _P.grain, _part("181210", (0.3, 0.5)), 0.15, 0.05, finishes=WOOD),
     "bamboo": Material("wood", _part("D8BE7A C8AC64", (0.35, 0.55)), _P.planks, _part("8A6E30", (0.5, 0.7)), 0.2, 0.3),
     "planks": Material("wood", _part("9C7248 8A6440", (0.55, 0.75)), _P.planks, _part("3E2814", (0.7, 0.9)), 0.4, 0.3, tintable=True, finishes=WOOD),
     "bark": Material("wood", _part("6E5A46 5E4A38", (0.85, 0.95)), _P.bark, _part("2C2018", (0.9, 0.97)), 0.3, 0.9, finishes=("mossy", "wet")),
@@ -164,33 +160,33 @@ MATERIALS: dict[str, Material] = {
     "cork": Material("wood", _part("C09060 B48454", (0.8, 0.95)), _P.speckles, _part("6E4420", (0.85, 0.95)), 0.25, 0.1),
     # ceramic, glassless
     "porcelain": Material("ceramic", _part("F0EFEA E8E8E4", (0.06, 0.15)), tintable=True, finishes=("glossy", "matte", "painted")),
-    "ceramic": Material("ceramic", _part("D8D2C6 3C6E8E A85A3A", (0.1, 0.25)), tintable=True, finishes=SMOOTH),
+    "ceramic": Material("ceramic", _part("D8D2C6 CEC8BC", (0.1, 0.25)), tintable=True, finishes=SMOOTH),
     "terracotta": Material("ceramic", _part("B8623E C0704A", (0.75, 0.92)), _P.clouds, None, 0.1, finishes=("painted", "mossy", "dirty", "rough")),
     "clay": Material("ceramic", _part("A0826A 96785E", (0.75, 0.92)), _P.clouds, None, 0.1, 0.1, tintable=True, finishes=("wet", "rough")),
     # plastic, rubber
-    "plastic": Material("plastic", _part("C4201C 2450B8 EBC51D EBEBE8 1C1C1E 2C8A34", (0.2, 0.45)), tintable=True, finishes=(*SMOOTH, "scratched", "dirty")),
+    "plastic": Material("plastic", _part("D8D8D4 CCCCC8", (0.2, 0.45)), tintable=True, finishes=(*SMOOTH, "scratched", "dirty")),
     "rubber": Material("plastic", _part("222224 2C2C2E", (0.7, 0.9)), tintable=True, finishes=("dirty", "wet")),
     "vinyl": Material("plastic", _part("1A1A1C 242426", (0.2, 0.35)), tintable=True, finishes=SMOOTH),
-    "paint": Material("plastic", _part("C4201C 2450B8 EBEBE8 2C8A34", (0.15, 0.4)), tintable=True, finishes=(*SMOOTH, "chipped", "dirty")),
-    "lacquer": Material("plastic", _part("8E1210 141214", (0.06, 0.14)), tintable=True, finishes=("scratched",)),
+    "paint": Material("plastic", _part("E2E0DA D8D6D0", (0.15, 0.4)), tintable=True, finishes=(*SMOOTH, "chipped", "dirty")),
+    "lacquer": Material("plastic", _part("8E1210 961A14", (0.06, 0.14)), tintable=True, finishes=("scratched",)),
     "carbon": Material("plastic", _part("2A2A2E 242428", (0.15, 0.3)), _P.weave, _part("101012", (0.15, 0.3)), 0.2, 0.05),
     # leather and skins
-    "leather": Material("leather", _part("6E4022 5A3218 7A4A2A", (0.4, 0.6)), _P.scales, None, 0.15, 0.3, frequency=1.2, tintable=True, finishes=(*SMOOTH, "rough", "dirty")),
+    "leather": Material("leather", _part("6E4022 5A3218 7A4A2A", (0.4, 0.6)), _P.scales, None, 0.15, 0.3, tintable=True, finishes=(*SMOOTH, "rough", "dirty")),
     "suede": Material("leather", _part("A88058 9A7048", (0.88, 0.97)), _P.clouds, None, 0.15, tintable=True),
-    "crocodile": Material("leather", _part("3E4A2C 4A3C26", (0.3, 0.5)), _P.cracks, None, 0.3, 0.8, frequency=1.3, tintable=True),
+    "crocodile": Material("leather", _part("3E4A2C 4A3C26", (0.3, 0.5)), _P.cracks, None, 0.3, 0.8, tintable=True),
     "snakeskin": Material("leather", _part("8E8A5A 7A6E48", (0.3, 0.5)), _P.scales, _part("2A2818", (0.4, 0.6)), 0.8, 0.4, tintable=True),
-    "dragon": Material("leather", _part("2E6E3A 8A2A20", (0.25, 0.4)), _P.scales, _part("18240E", (0.4, 0.6)), 0.3, 0.8, frequency=0.75, tintable=True),
+    "dragon": Material("leather", _part("2E6E3A 387442", (0.25, 0.4)), _P.scales, _part("18240E", (0.4, 0.6)), 0.3, 0.8, tintable=True),
     # fabric
-    "cotton": Material("fabric", _part("E4DFD4 C8C0B0", (0.85, 0.95)), _P.weave, None, 0.1, 0.05, tintable=True),
+    "cotton": Material("fabric", _part("E4DFD4 DAD4C6", (0.85, 0.95)), _P.weave, None, 0.1, 0.05, tintable=True),
     "denim": Material("fabric", _part("3A5078 324870", (0.85, 0.95)), _P.weave, _part("8294B0", (0.85, 0.95)), 0.2, 0.08, tintable=True, finishes=("dirty",)),
-    "wool": Material("fabric", _part("D8CCB4 8A8078", (0.9, 0.97)), _P.knit, None, 0.2, 0.3, tintable=True),
-    "silk": Material("fabric", _part("B02440 E0D2B0 3A4A8A", (0.28, 0.42)), _P.clouds, None, 0.12, tintable=True),
-    "velvet": Material("fabric", _part("5A1030 2A1450 0E3A2A", (0.8, 0.92)), _P.clouds, None, 0.35, tintable=True),
+    "wool": Material("fabric", _part("D8CCB4 CCC0A8", (0.9, 0.97)), _P.knit, None, 0.2, 0.3, tintable=True),
+    "silk": Material("fabric", _part("B02440 A82A48", (0.28, 0.42)), _P.clouds, None, 0.12, tintable=True),
+    "velvet": Material("fabric", _part("5A1030 541436", (0.8, 0.92)), _P.clouds, None, 0.35, tintable=True),
     "canvas": Material("fabric", _part("C8B890 BCAA80", (0.88, 0.96)), _P.weave, None, 0.15, 0.1, tintable=True, finishes=("painted", "dirty")),
     "burlap": Material("fabric", _part("B09058 A4844C", (0.9, 0.97)), _P.weave, _part("6A4E24", (0.9, 0.97)), 0.3, 0.3),
-    "felt": Material("fabric", _part("2C6A3A 8A2A2A 4A4A50", (0.92, 0.98)), _P.grains, None, 0.1, tintable=True),
-    "tartan": Material("fabric", _part("A01E22 1E4A2C", (0.85, 0.95)), _P.tartan, _part("161C30", (0.85, 0.95)), 0.05, tintable=True),
-    "quilt": Material("fabric", _part("4A6A9A C8BCA8", (0.75, 0.9)), _P.quilt, None, 0.1, 0.7, tintable=True),
+    "felt": Material("fabric", _part("2C6A3A 326E42", (0.92, 0.98)), _P.grains, None, 0.1, tintable=True),
+    "tartan": Material("fabric", _part("A01E22 9A2428", (0.85, 0.95)), _P.tartan, _part("161C30", (0.85, 0.95)), 0.05, tintable=True),
+    "quilt": Material("fabric", _part("4A6A9A 52709C", (0.75, 0.9)), _P.quilt, None, 0.1, 0.7, tintable=True),
     # animal and drawn patterns
     "zebra": Material("skin", _part("EEEAE2", (0.7, 0.88)), _P.zebra, _part("161414", (0.7, 0.88)), 0.05),
     "tiger": Material("skin", _part("D88430 CE7A28", (0.7, 0.88)), _P.tiger, _part("1A1410", (0.7, 0.88)), 0.1),
@@ -198,17 +194,17 @@ MATERIALS: dict[str, Material] = {
     "giraffe": Material("skin", _part("A8662C 9A5A26", (0.7, 0.88)), _P.cracks, _part("EAD6A8", (0.7, 0.88)), 0.15),
     "cow": Material("skin", _part("EEECE6", (0.7, 0.88)), _P.patches, _part("1E1A18", (0.7, 0.88)), 0.05),
     "dalmatian": Material("skin", _part("F0EEEA", (0.7, 0.88)), _P.blotches, _part("181616", (0.7, 0.88)), 0.03),
-    "fur": Material("skin", _part("7A5A3A B89468 4A4442", (0.85, 0.95)), _P.bark, None, 0.3, 0.2, frequency=2.0, tintable=True),
-    "stripes": Material("drawn", _part("EDEBE6", (0.35, 0.6)), _P.stripes, _part("C4201C 2450B8 1C1C1E", (0.35, 0.6)), 0.03, tintable=True, finishes=SMOOTH),
+    "fur": Material("skin", _part("7A5A3A 846444", (0.85, 0.95)), _P.strands, None, 0.3, 0.2, tintable=True),
+    "stripes": Material("drawn", _part("EDEBE6", (0.35, 0.6)), _P.stripes, _part("24366E 2A3C74", (0.35, 0.6)), 0.03, tintable=True, finishes=SMOOTH),
     "checks": Material("drawn", _part("EBEAE6", (0.25, 0.5)), _P.checks, _part("1C1C1E", (0.25, 0.5)), 0.03, tintable=True, finishes=SMOOTH),
-    "dots": Material("drawn", _part("EDEBE6", (0.35, 0.6)), _P.dots, _part("C4201C 2450B8", (0.35, 0.6)), 0.03, tintable=True, finishes=SMOOTH),
+    "dots": Material("drawn", _part("EDEBE6", (0.35, 0.6)), _P.dots, _part("C4201C BC2820", (0.35, 0.6)), 0.03, tintable=True, finishes=SMOOTH),
     "camouflage": Material("drawn", _part("6E7048", (0.75, 0.92)), _P.camouflage, _part("2C2E20", (0.75, 0.92)), 0.05),
-    "spots": Material("drawn", _part("EDE6D2", (0.4, 0.65)), _P.blotches, _part("B02A20 20406E 2A2420", (0.4, 0.65)), 0.05, tintable=True),
+    "spots": Material("drawn", _part("EDE6D2", (0.4, 0.65)), _P.blotches, _part("B02A20 A83024", (0.4, 0.65)), 0.05, tintable=True),
     # ground
     "sand": Material("ground", _part("D8BC86 CCAE78", (0.88, 0.97)), _P.ripples, _part("A8864E", (0.9, 0.97)), 0.12, 0.3, finishes=("wet",)),
-    "moss": Material("ground", _part("4E6A22 5E7A2C", (0.9, 0.98)), _P.clouds, _part("2A3C10", (0.9, 0.98)), 0.5, 0.6, frequency=1.6),
+    "moss": Material("ground", _part("4E6A22 5E7A2C", (0.9, 0.98)), _P.clouds, _part("2A3C10", (0.9, 0.98)), 0.5, 0.6),
     "snow": Material("ground", _part("F0F3F6 E8EDF2", (0.6, 0.8)), _P.clouds, None, 0.04, 0.25, finishes=("dirty", "wet")),
-    "grass": Material("ground", _part("4A7A26 5A8A30", (0.75, 0.9)), _P.bark, _part("22400E", (0.8, 0.95)), 0.4, 0.5, frequency=1.5),
+    "grass": Material("ground", _part("4A7A26 5A8A30", (0.75, 0.9)), _P.strands, _part("22400E", (0.8, 0.95)), 0.4, 0.5),
     "mud": Material("ground", _part("5E4630 523C28", (0.6, 0.8)), _P.cracks, _part("2C1E12", (0.8, 0.95)), 0.15, 0.5, finishes=("wet",)),
     "gravel": Material("ground", _part("8A8680 7A746C", (0.8, 0.95)), _P.scales, _part("3A3630", (0.9, 0.97)), 0.7, 0.9, finishes=("wet", "dirty")),
     "lava": Material("ground", _part("221C1A 2A2220", (0.6, 0.85)), _P.cracks, _part("D8480E E8641A", (0.7, 0.9)), 0.2, 0.7),
@@ -219,7 +215,7 @@ MATERIALS: dict[str, Material] = {
     "bread": Material("food", _part("C08444 B07436", (0.75, 0.9)), _P.clouds, _part("E6CC98", (0.8, 0.92)), 0.2, 0.2),
     "cookie": Material("food", _part("C8945A BC864C", (0.75, 0.9)), _P.speckles, _part("3A1E10", (0.35, 0.55)), 0.1, 0.4),
     "watermelon": Material("food", _part("4E8E3A 5A9A44", (0.25, 0.42)), _P.zebra, _part("17401C", (0.25, 0.42)), 0.1),
-    "strawberry": Material("food", _part("C8202A BE1820", (0.25, 0.42)), _P.dots, _part("E6C85A", (0.4, 0.6)), 0.05, -0.4, frequency=1.0),
+    "strawberry": Material("food", _part("C8202A BE1820", (0.25, 0.42)), _P.dots, _part("E6C85A", (0.4, 0.6)), 0.05, -0.4),
     "candy": Material("food", _part("F4F0EE", (0.08, 0.2)), _P.stripes, _part("D01E30", (0.08, 0.2)), 0.02, tintable=True),
     "wax": Material("food", _part("E8D8B0 DCC898", (0.35, 0.55)), tintable=True),
     "bone": Material("food", _part("E2D8BE D6CAAC", (0.45, 0.68)), _P.clouds, None, 0.12),
@@ -236,7 +232,7 @@ FAMILY_WORDS: dict[str, tuple[str, ...]] = {
     "fabric": ("cotton", "canvas", "felt"),
 }
 
-RUST = _part("8A4218 7A3612 9C5422", (0.82, 0.95))
+RUST = _part("8A4218 7A3612 8E481C", (0.82, 0.95))
 VERDIGRIS = _part("5A9A86 4E8A7C 6AAA94", (0.75, 0.92))
 MOSS = _part("4E6A22 3E5A1C", (0.88, 0.97))
 DIRT = _part("4A3C2C 3E3224", (0.85, 0.95))
@@ -257,31 +253,6 @@ class Prompt:
         return tuple(w for w in (self.tone, self.finish, self.colour, self.material) if w)
 
 
-@dataclass(frozen=True)
-class Surface:
-    """Material at N points: base_color (N, 3) display values, metallic (N,), roughness (N,), normal (N, 3) unit."""
-
-    base_color: Tensor
-    metallic: Tensor
-    roughness: Tensor
-    normal: Tensor
-
-
-@dataclass(frozen=True)
-class Instance:
-    """One draw of a prompt: two concrete components, a pattern and its random fields."""
-
-    pattern: Pattern
-    fields: patterns.Fields
-    colours: tuple[Tensor, Tensor]  # (3,) display values each
-    roughness: tuple[float, float]
-    metallic: tuple[float, float]
-    variation: float
-    relief: float
-    frequency: float
-    overlay: Pattern | None = None  # a relief on top (hammer marks, brushing)
-
-
 def prompts() -> list[Prompt]:
     """Every combination the table allows, without the tone words."""
     found = []
@@ -291,105 +262,6 @@ def prompts() -> list[Prompt]:
             allowed = COLOURS if finish in ("painted", "chipped") else colours
             found += [Prompt(name, colour, finish) for colour in allowed]
     return found
-
-
-def draw(prompt: Prompt, generator: torch.Generator) -> Instance:
-    """One instance of a prompt, with the table's jitter."""
-
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=generator))
-
-    def pick(component: Component) -> tuple[Tensor, float]:
-        choice = int(torch.randint(len(component.colours), (), generator=generator))
-        jitter = 0.025 * torch.randn(3, generator=generator) + 0.02 * torch.randn((), generator=generator)
-        return (torch.tensor(component.colours[choice]) + jitter).clamp(0.01, 0.99), uniform(*component.roughness)
-
-    name = prompt.material
-    if name in FAMILY_WORDS:
-        members = FAMILY_WORDS[name]
-        name = members[int(torch.randint(len(members), (), generator=generator))]
-    material = MATERIALS[name]
-    first_part = material.first
-    if prompt.colour and (material.tintable or prompt.finish in ("painted", "chipped")):
-        first_part = replace(first_part, colours=(COLOURS[prompt.colour],), metallic=0.0)
-    first, first_roughness = pick(first_part)
-    if material.second is None:
-        second, second_roughness = first * 0.78, first_roughness
-        second_metallic = first_part.metallic
-    else:
-        second, second_roughness = pick(material.second)
-        second_metallic = material.second.metallic
-    pattern, relief, overlay, variation = material.pattern, material.relief, None, material.variation
-    first_metallic = first_part.metallic
-    if prompt.finish:
-        low, high = FINISHES[prompt.finish]
-        first_roughness = uniform(low, high)
-        if material.second is None or prompt.finish in ("polished", "glossy", "satin", "matte", "wet"):
-            second_roughness = first_roughness if material.second is None else max(second_roughness, first_roughness)
-    if prompt.finish in ("rusty", "oxidised", "mossy", "dirty", "chipped"):
-        layer = {"rusty": RUST, "oxidised": VERDIGRIS, "mossy": MOSS, "dirty": DIRT, "chipped": BARE_STEEL}
-        second, second_roughness = pick(layer[prompt.finish])
-        second_metallic = layer[prompt.finish].metallic
-        pattern, relief, variation = patterns.patches, 0.15, 0.25
-        if prompt.finish == "chipped":
-            relief = -0.15
-    if prompt.finish == "painted":
-        pattern, relief, variation = material.pattern, material.relief, 0.03
-        first_metallic = second_metallic = 0.0
-        second, second_roughness = first * 0.85, first_roughness
-    if prompt.finish == "wet":
-        first, second = first * 0.72, second * 0.72
-    if prompt.finish == "hammered":
-        overlay, relief = patterns.dents, 0.55
-    if prompt.finish in ("brushed", "scratched"):
-        overlay, relief = patterns.streaks, 0.12
-    if prompt.tone == "dark":
-        first, second = first * 0.62, second * 0.7
-    if prompt.tone == "light":
-        first, second = first + 0.4 * (1 - first), second + 0.2 * (1 - second)
-    return Instance(
-        pattern,
-        patterns.draw_fields(generator),
-        (first.clamp(0.01, 0.99), second.clamp(0.01, 0.99)),
-        (first_roughness, second_roughness),
-        (first_metallic, second_metallic),
-        variation,
-        relief,
-        material.frequency,
-        overlay,
-    )
-
-
-def surface(instance: Instance, q: Tensor, normal: Tensor) -> Surface:
-    """Evaluate at pattern coordinates q (N, 3) with unit normals (N, 3)."""
-    q = q * instance.frequency
-    mix = instance.pattern(instance.fields, q, normal)
-    weight = mix.weight[:, None]
-    lightness = 1 + instance.variation * (mix.variation[:, None] - 0.5) * (1 - weight)
-    color = (instance.colours[0] * lightness) * (1 - weight) + instance.colours[1] * weight
-    roughness = instance.roughness[0] * (1 - mix.weight) + instance.roughness[1] * mix.weight
-    metallic = instance.metallic[0] * (1 - mix.weight) + instance.metallic[1] * mix.weight
-    if instance.overlay is patterns.streaks:
-        fine = patterns.streaks(instance.fields, q, normal).variation
-        color = color * (1 + 0.25 * (fine[:, None] - 0.5))
-        roughness = roughness + 0.12 * (fine - 0.5)
-    bent = normal if instance.relief == 0 else _bend(instance, q, normal)
-    return Surface(color.clamp(0, 1), metallic.clamp(0, 1), roughness.clamp(0.05, 1), bent)
-
-
-def _bend(instance: Instance, q: Tensor, normal: Tensor) -> Tensor:
-    """Normal of the relief: n - (grad h - (grad h . n) n), gradient by forward differences."""
-    pattern = instance.overlay or instance.pattern
-    delta = 0.02
-    shifts = torch.cat((torch.zeros(1, 3), delta * torch.eye(3)))
-    points = (q[None] + shifts[:, None]).reshape(-1, 3)
-    height = pattern(instance.fields, points, normal.repeat(4, 1)).height.view(4, -1)
-    gradient = (height[1:] - height[0]).T / delta * (0.12 * instance.relief)
-    gradient = gradient - (gradient * normal).sum(1, keepdim=True) * normal
-    # At a tilt of 45 degrees the gradient is 1; steeper ones look like noise.
-    length = gradient.norm(dim=1, keepdim=True)
-    gradient = gradient / (1 + length / 1.2)
-    return torch.nn.functional.normalize(normal - gradient, dim=1)
 
 
 def table_version() -> int:

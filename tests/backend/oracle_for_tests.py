@@ -75,7 +75,7 @@ class Oracle:
     def set_prompt(self, prompt: str, negative_prompt: str) -> tuple[str, ...]:
         return ()
 
-    def predict(self, noisy: Tensor, timestep: Tensor, scene: Scene) -> Prediction:
+    def predict(self, noisy: Tensor, timestep: Tensor, scene: Scene, guided: bool = True) -> Prediction:
         behind = torch.full((*scene.gbuffer.coverage.shape, 3), self.background * 2 - 1)
         rendered = render(self.known, scene.gbuffer, scene.lights) * 2 - 1
         x0_hat = scene.gbuffer.picture(rendered, behind).permute(0, 3, 1, 2)

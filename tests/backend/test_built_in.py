@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import oracle_for_tests as oracle
 import pytest
@@ -14,8 +15,9 @@ from addon.protocol import BUILT_IN_MODEL
 from backend import lighting, models
 from backend.diffusion import built_in
 from backend.diffusion.built_in import BuiltInPrior
-from backend.diffusion.interface import Scene
 from backend.prior import conditions, network, vocabulary
+from backend.prior.field import MaterialField
+from backend.prior.training import train
 from backend.prompts import PromptError
 
 CPU = torch.device("cpu")
@@ -29,13 +31,9 @@ def folder(tmp_path_factory):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = network.new_unet((32, 32, 32), size=32)
-        conditioner = network.Conditioner(len(vocabulary.WORDS), 4 * 32)
-        for parameter in conditioner.parameters():  # what begins at zero must not stay there
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    unet.save_pretrained(place / "unet")
-    network.new_scheduler().save_pretrained(place / "scheduler")
-    (place / "words.json").write_text(json.dumps({"words": list(vocabulary.WORDS)}))
-    save_file(conditioner.state_dict(), place / "words.safetensors")
+        unet.conv_out.weight.data += 0.1 * torch.randn_like(unet.conv_out.weight)  # it begins at zero
+        field = MaterialField(len(vocabulary.WORDS))
+    train.export(unet, field.state_dict(), place, {})
     return place
 
 
@@ -49,7 +47,7 @@ def scene_of(size, pictures=2, seed=0, pattern_scale=1.0):
     indices = list(range(pictures))
     lights = lighting.sample(pictures, torch.Generator().manual_seed(seed))
     offset = torch.tensor([0.1, 0.5, 0.9])
-    return Scene(pool.gbuffer(indices), lights, pool.extent(indices), size, pattern_scale, offset)
+    return pool.scene(indices, lights, pattern_scale, offset)
 
 
 def ask(model, scene, time=700, seed=1):
@@ -68,7 +66,7 @@ def test_it_says_what_it_was_made_for(tiny):
     alphas_cumprod = tiny.alphas_cumprod
     assert alphas_cumprod.shape == (1000,) and (alphas_cumprod[1:] < alphas_cumprod[:-1]).all()
     assert 0.99 < alphas_cumprod[0] < 1 and 0 <= alphas_cumprod[-1] < 0.01
-    assert not any(p.requires_grad for p in (*tiny.unet.parameters(), *tiny.conditioner.parameters()))
+    assert not any(p.requires_grad for p in (*tiny.unet.parameters(), *tiny.field.parameters()))
     assert not tiny.unet.training
 
 
@@ -100,9 +98,8 @@ def test_everything_it_is_told_matters(tiny):
         "noise": ask(tiny, scene, seed=2),
         "time": ask(tiny, scene, time=100),
         "pattern scale": ask(tiny, scene_of(32, pattern_scale=3.0)),
-        "light": ask(tiny, Scene(**{**scene.__dict__, "lights": lighting.uniform(2)})),
-        "offset": ask(tiny, Scene(**{**scene.__dict__, "pattern_offset": torch.tensor([0.9, 0.2, 0.4])})),
-        "extent": ask(tiny, Scene(**{**scene.__dict__, "extent": scene.extent * 3})),
+        "light": ask(tiny, replace(scene, lights=lighting.uniform(2))),
+        "offset": ask(tiny, replace(scene, pattern_offset=torch.tensor([0.9, 0.2, 0.4]))),
     }
     for name, other in others.items():
         assert not torch.allclose(before.conditional, other.conditional, atol=1e-3), name
@@ -115,12 +112,33 @@ def test_everything_it_is_told_matters(tiny):
     assert torch.allclose(negative.unconditional, before.conditional, atol=2e-2)
 
 
+def test_remembering_a_view_changes_nothing(tiny):
+    scene = scene_of(32)
+    tiny.set_prompt("oak", "")
+    one = scene_of(32, 1)
+    ask(tiny, replace(one, memory=scene.memory))  # the first view is known, the second is not
+    remembered, fresh = ask(tiny, scene), ask(tiny, replace(scene, memory=None))
+    assert torch.allclose(remembered.conditional, fresh.conditional, atol=1e-5)
+    assert len(scene.memory) == 4, "two views, with and without the prompt"
+
+
+def test_without_guidance_the_other_branch_is_not_asked(tiny):
+    scene = scene_of(32)
+    tiny.set_prompt("oak", "")
+    noisy = torch.zeros(2, 3, 32, 32)
+    alone = tiny.predict(noisy, torch.tensor([500, 500]), scene, guided=False)
+    assert torch.equal(alone.conditional, alone.unconditional) and len(scene.memory) == 2
+    assert tiny.guidance_scale == 1
+    tiny.set_prompt("oak", "brick")
+    assert tiny.guidance_scale > 1, "a negative prompt works by guidance alone"
+
+
 def test_a_picture_does_not_depend_on_its_neighbours(tiny):
     tiny.set_prompt("oak", "")
     both, first = scene_of(32, 2), scene_of(32, 1)
     noisy = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     lights = lighting.sample(2, torch.Generator().manual_seed(0))
-    both, first = (Scene(**{**s.__dict__, "lights": lights[:n]}) for s, n in ((both, 2), (first, 1)))
+    both, first = (replace(s, lights=lights[:n]) for s, n in ((both, 2), (first, 1)))
     together = tiny.predict(noisy, torch.tensor([600, 200]), both).conditional[:1]
     alone = tiny.predict(noisy[:1], torch.tensor([600]), first).conditional
     assert (together - alone).abs().max() < 0.05  # half precision
@@ -158,12 +176,12 @@ def test_the_shelf_keeps_one_model_and_lets_it_go(folder, monkeypatch):
 
 
 def tear(place):
-    path = place / "words.safetensors"
+    path = place / "field.safetensors"
     path.write_bytes(path.read_bytes()[:5000])
 
 
 def shrink(place):
-    save_file({"words.weight": torch.zeros(3, 3)}, place / "words.safetensors")
+    save_file({"words.weight": torch.zeros(3, 3)}, place / "field.safetensors")
 
 
 def scribble(place):

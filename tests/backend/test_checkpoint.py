@@ -24,7 +24,7 @@ def reddish(gbuffer):
 class Noisy(oracle.Oracle):
     """Its answer depends on the noise as well, as a real model's does."""
 
-    def predict(self, noisy, timestep, scene):
+    def predict(self, noisy, timestep, scene, guided=True):
         prediction = super().predict(noisy, timestep, scene)
         return Prediction(prediction.conditional + 0.2 * noisy, prediction.unconditional)
 

@@ -14,7 +14,7 @@ from tests.backend.oracle_for_tests import Oracle, new_pool
 class Unguided(Oracle):
     """Says the same with and without the prompt, so that guidance changes nothing."""
 
-    def predict(self, noisy, timestep, scene):
+    def predict(self, noisy, timestep, scene, guided=True):
         wanted = super().predict(noisy, timestep, scene).conditional
         return Prediction(wanted, wanted)
 

@@ -43,7 +43,7 @@ class Spy:
     def set_prompt(self, prompt, negative_prompt):
         return ()
 
-    def predict(self, noisy, timestep, scene):
+    def predict(self, noisy, timestep, scene, guided=True):
         self.shown.append((noisy, timestep, scene))
         return Prediction(self.wish + self.trust * noisy, self.other + self.trust * noisy)
 
@@ -66,7 +66,7 @@ def test_the_model_sees_the_lit_object_over_its_background(mesh):
     run(spy, mesh)
     (noisy, timestep, scene), gbuffer = spy.shown[0], spy.shown[0][2].gbuffer
     assert noisy.shape == (4, 3, 32, 32) and timestep.shape == (4,) and noisy.dtype == torch.float32
-    assert scene.size == 32 and scene.extent.shape == (4,) and scene.pattern_offset.shape == (3,)
+    assert scene.size == 32 and len(scene.views) == 4 and scene.pattern_offset.shape == (3,)
     known = lambda points: material.look_up(fresh.maps, points, 0.0).detach()  # noqa: E731
     expected = gbuffer.picture(oracle.render(known, gbuffer, scene.lights) * 2 - 1, torch.zeros(4, 32, 32, 3))
     assert (noisy.permute(0, 2, 3, 1) - expected).abs().max() < 0.05  # but for the last bit of noise
