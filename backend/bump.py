@@ -30,11 +30,12 @@ def specular_normal(normal: Tensor, surface: Tensor, to_camera: Tensor) -> Tenso
     # A vector without length has no gradient: points that are fine anyway get any other.
     sideways = torch.nn.functional.normalize(torch.where(fine, to_camera, sideways), dim=1)
     along = (to_camera * sideways).sum(1, keepdim=True)
-    a = along**2 + cos_surface**2
+    # Away from 0, where the camera grazes the surface: what is divided by it there must keep a finite gradient.
+    a = (along**2 + cos_surface**2).clamp(min=1e-4)
     b = 2 * (a + cos_surface * lowest)
     c = (lowest + cos_surface) ** 2
-    root = (b**2 - 4 * a * c).clamp(min=1e-12).sqrt()
-    up2 = (0.25 * (b + torch.where(along < 0, root, -root)) / a.clamp(min=1e-12)).clamp(1e-12, 1 - 1e-12)
+    root = (b**2 - 4 * a * c).clamp(min=1e-8).sqrt()
+    up2 = (0.25 * (b + torch.where(along < 0, root, -root)) / a).clamp(1e-6, 1 - 1e-6)
     bent = (1 - up2).sqrt() * sideways + up2.sqrt() * surface
     return torch.where(fine, normal, bent)
 
