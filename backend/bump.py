@@ -63,21 +63,24 @@ def diffuse_moments(table: Tensor, cos_tilt: Tensor) -> Tensor:
     return rows[low] * (1 - share) + rows[low + 1] * share
 
 
-def lost_share(table: Tensor, roughness: Tensor, cos_view: Tensor, lean: Tensor) -> Tensor:
+def lost_share(table: Tensor, roughness: Tensor, cos_view: Tensor, surface: Tensor) -> Tensor:
     """(N, 3) share of the lobe below the surface, for the three Fresnel weights of ggx_tables.
 
-    `lean` (N, 2): angle, in radians, of the surface's normal from the specular one, towards the camera and across.
+    `surface` (N, 3): the true surface's normal, unit, by its parts towards the camera, across, and along the specular
+    normal. The table has leans towards, away and across; in between the share goes as A + B cos + C cos 2.
     """
-    def read(part: Tensor, angle: Tensor, lowest: float) -> Tensor:
-        last = math.radians(LEAN_LAST_DEG)
-        place = torch.stack(
-            ((angle - lowest * last) / ((1 - lowest) * last), cos_view.clamp(0, 1), roughness.clamp(0, 1)), dim=1
-        )
-        grid = (place * 2 - 1).view(1, -1, 1, 1, 3)
+    aside = (surface[:, 0] ** 2 + surface[:, 1] ** 2).clamp(min=1e-12).sqrt()
+    lean = torch.atan2(aside, surface[:, 2].clamp(min=0.1)) / math.radians(LEAN_LAST_DEG)
+    cosine = (surface[:, 0] / aside)[:, None]
+
+    def read(part: Tensor, along: Tensor) -> Tensor:
+        place = torch.stack((along * 2 - 1, cos_view.clamp(0, 1) * 2 - 1, roughness.clamp(0, 1) * 2 - 1), dim=1)
+        grid = place.view(1, -1, 1, 1, 3)
         found = torch.nn.functional.grid_sample(part[None], grid, padding_mode="border", align_corners=True)
         return found[0, :, :, 0, 0].T
 
-    share = read(table[:3], lean[:, 0], -1.0) + read(table[3:], lean[:, 1].abs(), 0.0)
+    towards, away = read(table[:3], 0.5 + 0.5 * lean), read(table[:3], 0.5 - 0.5 * lean)
+    share = cosine**2 * (towards + away) / 2 + cosine * (towards - away) / 2 + (1 - cosine**2) * read(table[3:], lean)
     return share.clamp(0, 1)
 
 

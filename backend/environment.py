@@ -102,9 +102,9 @@ def lights(environments: list[Environment], which: Tensor, generator: torch.Gene
     def stack(name: str) -> Tensor:
         return torch.stack([getattr(e, name) for e in environments])[which]
 
-    residuals = Residuals(
-        torch.stack([e.blurred for e in environments]), environments[0].spread, which, turn, gain
-    )
+    blurred = torch.cat([e.blurred for e in environments])
+    ringed = torch.cat((blurred[:, :, -1:], blurred, blurred[:, :, :1]), dim=2).permute(3, 0, 1, 2).contiguous()
+    residuals = Residuals(ringed, torch.tensor(LOBE_ROUGHNESS), environments[0].spread, which, turn, gain)
     made = Lights(
         stack("constant") * gain[:, None],
         torch.einsum("bij,bjc->bic", turn, stack("linear")) * gain[:, None, None],

@@ -17,55 +17,69 @@ SUNS_AT_MOST = 4
 
 @dataclass(frozen=True)
 class Residuals:
-    """What panoramas hold beyond the second order: blurred (E, L + 1, H, 2 H, 3 rgb), equirectangular, under L lobes of
-    growing width `spread` (L,) = sqrt(1 - mean cosine), then under a cosine (environment.py makes them).
+    """What panoramas hold beyond the second order: blurred (3 rgb, E (L + 1), H, 2 H + 2), equirectangular and one
+    column on at either side, E times: under lobes as of L growing values of `roughness` (L,) seen face on, with
+    `spread` (L,) = sqrt(1 - mean cosine), then under a cosine (environment.py makes them).
 
     Picture b is lit by panorama which[b], turned by turn[b] (3, 3) and brightened by gain[b].
     """
 
     blurred: Tensor
+    roughness: Tensor
     spread: Tensor
     which: Tensor
     turn: Tensor
     gain: Tensor
 
     def __getitem__(self, index: Tensor | slice) -> Residuals:
-        return Residuals(self.blurred, self.spread, self.which[index], self.turn[index], self.gain[index])
+        kept = self.blurred, self.roughness, self.spread
+        return Residuals(*kept, self.which[index], self.turn[index], self.gain[index])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Residuals:
         return Residuals(
-            self.blurred.to(device, dtype), self.spread.to(device, dtype), self.which.to(device),
+            self.blurred.to(device, dtype), self.roughness.to(device, dtype), self.spread.to(device, dtype),
+            self.which.to(device),
             self.turn.to(device, dtype), self.gain.to(device, dtype),
         )  # fmt: skip
 
-    def glossy(self, view: Tensor, mean: Tensor) -> Tensor:
-        """Light (N, 3 rgb) under a lobe of total 1 whose mean vector is `mean` (N, 3): shorter is wider."""
-        length = mean.norm(dim=1).clamp(1e-4, 1 - 1e-7)
-        spread = torch.sqrt(1 - length)
-        last = len(self.spread) - 1
-        low = torch.searchsorted(self.spread, spread.detach(), right=True).clamp(1, last) - 1
-        share = (spread - self.spread[low]) / (self.spread[low + 1] - self.spread[low])
-        return self._read(view, mean / length[:, None], low + share.clamp(0, 1))
+    def glossy(self, view: Tensor, mean: Tensor, normal: Tensor, to_camera: Tensor, roughness: Tensor) -> Tensor:
+        """Light (N, 3 rgb) under the GGX lobe, scaled to a total of 1, with mean vector `mean` (N, 3).
+
+        Seen aslant, a lobe is narrower across than along: three narrower ones in a row stand for it. Rough ones, which
+        the horizon cuts, are as wide as their mean vector is short. The numbers were fitted to sampled lobes under
+        three panoramas.
+        """
+        rough = ((roughness - 0.5) / 0.4).clamp(0, 1)
+        length = mean.norm(dim=1).clamp(1e-4, 1 - 1e-6)
+        cosine = (normal * to_camera).sum(1).clamp(1e-3, 1 - 1e-6)
+        mirrored = 2 * cosine[:, None] * normal - to_camera
+        mean_share = (0.66 + 0.34 * rough)[:, None]
+        middle = torch.nn.functional.normalize(mean_share * mean / length[:, None] + (1 - mean_share) * mirrored, dim=1)
+        along = torch.linalg.cross(torch.nn.functional.normalize(torch.linalg.cross(normal, to_camera), dim=1), middle)
+        narrow = _place(self.roughness, roughness * cosine**0.25)
+        level = narrow + rough * (_place(self.spread, torch.sqrt(1 - length)) - narrow)
+        angle = (1.6 * (1 - rough) * roughness**2 * torch.sqrt(1 - cosine**2))[:, None]
+        aside = torch.cos(angle) * middle, torch.sin(angle) * along
+        both = self.read(view, aside[0] + aside[1], level) + self.read(view, aside[0] - aside[1], level)
+        return both / 6 + self.read(view, middle, level) * (2 / 3)
 
     def diffuse(self, view: Tensor, normal: Tensor) -> Tensor:
         """Irradiance / pi (N, 3 rgb) of a surface with unit `normal` (N, 3)."""
-        return self._read(view, normal, torch.full_like(normal[:, 0], len(self.spread)))
+        return self.read(view, normal, torch.full_like(normal[:, 0], len(self.spread)))
 
-    def _read(self, view: Tensor, direction: Tensor, level: Tensor) -> Tensor:
-        levels = self.blurred.shape[1]
+    def read(self, view: Tensor, direction: Tensor, level: Tensor) -> Tensor:
+        """What picture `view` (N,) holds in `direction` (N, 3), unit, on the blurred level (N,), 0 the sharpest."""
+        levels = len(self.spread) + 1
         x, y, z = torch.einsum("nji,nj->in", self.turn[view], direction)
         # The poles have no azimuth, and a slope without bound there.
         steep = (x.abs() + y.abs()) < 1e-6
         azimuth = torch.atan2(torch.where(steep, 0.0, y), torch.where(steep, 1.0, x))
         polar = torch.acos(z.clamp(-1 + 1e-6, 1 - 1e-6))
-        height, width = self.blurred.shape[2:4]
-        # A column more at either side, so that the picture goes on round the back.
-        u = ((0.5 - azimuth / (2 * torch.pi)) * width + 1) / (width + 2)
-        depth = (self.which[view] * levels + level + 0.5) / (len(self.blurred) * levels)
+        depths, width = self.blurred.shape[1], self.blurred.shape[3]
+        u = ((0.5 - azimuth / (2 * torch.pi)) * (width - 2) + 1) / width
+        depth = (self.which[view] * levels + level + 0.5) / depths
         grid = torch.stack((u, polar / torch.pi, depth), dim=1).view(1, -1, 1, 1, 3) * 2 - 1
-        ringed = torch.cat((self.blurred[..., -1:, :], self.blurred, self.blurred[..., :1, :]), dim=3)
-        volume = ringed.flatten(0, 1).permute(3, 0, 1, 2)[None]
-        found = torch.nn.functional.grid_sample(volume, grid, padding_mode="border", align_corners=False)
+        found = torch.nn.functional.grid_sample(self.blurred[None], grid, padding_mode="border", align_corners=False)
         return found[0, :, :, 0, 0].T * self.gain[view][:, None]
 
 
@@ -135,7 +149,13 @@ def radiance(lights: Lights, view: Tensor, direction: Tensor) -> Tensor:
     )
     if lights.residuals is None:
         return smooth
-    return (smooth + lights.residuals.glossy(view, direction)).clamp(min=0)
+    return (smooth + lights.residuals.read(view, direction, torch.zeros_like(direction[:, 0]))).clamp(min=0)
+
+
+def _place(values: Tensor, wanted: Tensor) -> Tensor:
+    """Where `wanted` (N,) lies among the rising `values` (L,): 0 to L - 1, in between linearly."""
+    low = torch.searchsorted(values, wanted.detach().contiguous(), right=True).clamp(1, len(values) - 1) - 1
+    return low + ((wanted - values[low]) / (values[low + 1] - values[low])).clamp(0, 1)
 
 
 def sample(count: int, generator: torch.Generator) -> Lights:

@@ -93,9 +93,8 @@ def _lobe(gbuffer: GBuffer, maps: SurfaceMaps, tables: GgxTables) -> _Lobe:
     cos_view = (specular * gbuffer.to_camera).sum(1).clamp(min=1e-3)
     if maps.normal is not None:
         towards, across = _sideways(gbuffer.to_camera, specular, cos_view)
-        up = (specular * gbuffer.geometric_normal).sum(1).clamp(min=0.1)
-        lean = torch.stack([torch.atan2((gbuffer.geometric_normal * side).sum(1), up) for side in (towards, across)], 1)
-        kept = 1 - bump.lost_share(tables.bump_lost, roughness, cos_view, lean)
+        surface = torch.stack([(gbuffer.geometric_normal * axis).sum(1) for axis in (towards, across, specular)], dim=1)
+        kept = 1 - bump.lost_share(tables.bump_lost, roughness, cos_view, surface)
     moments, average = lookup(tables, roughness, cos_view)
     albedo = moments[:, 0].clamp(min=1e-3)
     missing = (1 - albedo) / albedo
@@ -131,7 +130,8 @@ def _world(
     q = lobe.moments
     plain, schlick, real = (_integral(q[:, first : first + 6], parts) for first in (0, 6, 12))
     if lights.residuals is not None:
-        rest = lights.residuals.glossy(view, (q[:, 1:2] * normal + q[:, 2:3] * tangent) / q[:, :1])
+        mean = (q[:, 1:2] * normal + q[:, 2:3] * tangent) / q[:, :1]
+        rest = lights.residuals.glossy(view, mean, normal, gbuffer.to_camera, lobe.roughness)
         plain, schlick, real = (
             i + q[:, first : first + 1] * rest for i, first in ((plain, 0), (schlick, 6), (real, 12))
         )

@@ -32,7 +32,7 @@ from ..mesh import load_job_mesh
 from ..rasterize import GBuffer, Triangles, gather, look
 from ..shading import SurfaceMaps, linear_to_srgb, shade, srgb_to_linear
 
-SUPERSAMPLES = 4
+SUPERSAMPLES = 8
 FLOOR = 0.02  # of the picture's mean, so that black pixels do not decide
 RENDERER = Path(__file__).resolve().parents[2] / "tests" / "blender" / "parity_renders.py"
 RENDER_LIMIT_S = 3 * 3600
@@ -84,19 +84,19 @@ def _render(renders: Path, options: argparse.Namespace) -> None:
 def compare(renders: Path, facts: dict, pictures: Path | None = None) -> dict:
     """Rows of every render, and groups of them with mean and worst."""
     tables = ggx_tables.load()
-    views: dict[str, View] = {}
+    views: dict[tuple[str, int], View] = {}
     used = {render["light"] for render in facts["renders"]}
     worlds = {name: lights_of(light, renders) for name, light in facts["lights"].items() if name in used}
     rows, shown = [], []
     for render in facts["renders"]:
-        if render["mesh"] not in views:
-            views[render["mesh"]] = look_at_mesh(renders / facts["meshes"][render["mesh"]], facts)
-        view = views[render["mesh"]]
+        key = render["mesh"], render["size"]
+        if key not in views:
+            views[key] = look_at_mesh(renders / facts["meshes"][render["mesh"]], facts["camera"], render["size"])
         reference = read_exr(renders / render["file"])
-        ours = picture_of(view, render, worlds[render["light"]], tables, renders, facts["size"])
+        ours = picture_of(views[key], render, worlds[render["light"]], tables, renders)
         rows.append({**{k: render[k] for k in ("file", "mesh", "light", "occluded")}, "group": group_of(render)})
         rows[-1] |= {"metallic": render["material"]["metallic"], "roughness": render["material"]["roughness"]}
-        rows[-1] |= figures(ours, reference, view.interior)
+        rows[-1] |= figures(ours, reference, views[key].interior)
         shown.append((render, ours, reference))
     groups = {}
     for name in dict.fromkeys(row["group"] for row in rows):
@@ -110,7 +110,7 @@ def compare(renders: Path, facts: dict, pictures: Path | None = None) -> dict:
         }
     if pictures is not None:
         draw(shown, pictures)
-    return {"blender": facts["blender"], "size": facts["size"], "groups": groups, "rows": rows}
+    return {"blender": facts["blender"], "groups": groups, "rows": rows}
 
 
 def group_of(render: dict) -> str:
@@ -138,17 +138,16 @@ def figures(ours: np.ndarray, reference: np.ndarray, interior: np.ndarray) -> di
 # --- our side -------------------------------------------------------------------------------------
 
 
-def look_at_mesh(file: Path, facts: dict) -> View:
+def look_at_mesh(file: Path, camera: dict, size: int) -> View:
     mesh = load_job_mesh(file)
     triangles = Triangles.of(mesh)
-    camera = facts["camera"]
     place = (torch.tensor(camera["position"]) - torch.from_numpy(mesh.center)) / mesh.radius
     angle = torch.zeros(1)
     rotation, half = torch.tensor(camera["rotation"]), torch.tensor([camera["tan_half_fov"]])
     cameras = Cameras(place[None].float(), rotation[None], half, angle, angle)
-    fine = facts["size"] * SUPERSAMPLES
+    fine = size * SUPERSAMPLES
     seen = look(triangles, cameras, 0, fine)
-    covered = (seen.coverage.numpy() >= 1).reshape(facts["size"], SUPERSAMPLES, facts["size"], SUPERSAMPLES)
+    covered = (seen.coverage.numpy() >= 1).reshape(size, SUPERSAMPLES, size, SUPERSAMPLES)
     covered = covered.all((1, 3))
     interior = covered.copy()
     for down in range(-2, 3):
@@ -174,9 +173,9 @@ def lights_of(light: dict, renders: Path) -> lighting.Lights:
 
 
 def picture_of(
-    view: View, render: dict, lights: lighting.Lights, tables: ggx_tables.GgxTables, folder: Path, size: int
+    view: View, render: dict, lights: lighting.Lights, tables: ggx_tables.GgxTables, folder: Path
 ) -> np.ndarray:
-    """(size, size, 3) linear, black around the object."""
+    """Our picture of the render (size, size, 3), linear, black around the object."""
     points = view.gbuffer
     maps = material_of(render["material"], points.uv, folder)
     openness = openness_of(view, lights) if render["occluded"] else None
@@ -188,6 +187,7 @@ def picture_of(
         pick = SurfaceMaps(*(None if m is None else m[keep] for m in maps.__dict__.values()))
         seen = openness and replace(openness, sky=openness.sky[keep], suns=openness.suns[keep])
         shaded.append(shade(some, pick, lights, tables, openness=seen))
+    size = render["size"]
     fine = size * SUPERSAMPLES
     flat = torch.zeros(fine * fine, 3).index_copy(0, points.pixel, torch.cat(shaded))
     return flat.view(size, SUPERSAMPLES, size, SUPERSAMPLES, 3).mean((1, 3)).numpy()

@@ -26,6 +26,7 @@ from tests.blender import parity_objects  # noqa: E402
 
 BASE = (0.8, 0.35, 0.2)
 PAIRS = [(m, r) for m in (0.0, 0.5, 1.0) for r in (0.15, 0.5, 0.9)]
+SUN_SAMPLES = 64
 STUDIO = ("city", "studio", "sunset")  # panoramas that come with Blender
 
 
@@ -33,17 +34,16 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser("parity_renders.py")
     parser.add_argument("out", type=Path)
     parser.add_argument("--table", choices=("full", "small", "fingerprint"), default="full")
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--samples", type=int, default=512, help="a pixel under worlds; suns: a quarter, or 128")
+    parser.add_argument("--size", type=int, default=64, help="pixels across under worlds; twice that under suns")
+    parser.add_argument("--samples", type=int, default=512, help=f"a pixel under worlds; {SUN_SAMPLES} under suns")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    scene = oracle_scene(options.size)
+    scene = oracle_scene()
     lights = make_lights(options.out, options.table)
     shapes = ("sphere",) if options.table == "fingerprint" else parity_objects.SHAPES
     objects = {name: parity_objects.make(name, options.out) for name in shapes}
     facts = {
         "blender": bpy.app.version_string,
-        "size": options.size,
         "camera": add_camera(scene),
         "lights": lights,
         "meshes": {name: f"{name}.npz" for name in objects},
@@ -51,49 +51,52 @@ def main(arguments: list[str]) -> None:
     }
     for name, obj in objects.items():
         save_mesh(obj, options.out / f"{name}.npz")
-    jobs = list(table(options.table, objects, lights, options.samples))
+    jobs = list(table(options.table, objects, lights, options))
     for number, job in enumerate(jobs):
         file = options.out / job["file"]
         if not file.exists():
             set_up(scene, objects, lights, job, options.out)
-            render(scene, file, job["samples"])
+            render(scene, file, job)
         facts["renders"].append(job)
         print(f"{number + 1}/{len(jobs)} {job['file']}", flush=True)
     protocol.write_beside(options.out / "facts.json", json.dumps(facts, indent=1).encode())
 
 
-def table(kind: str, objects: dict, lights: dict, samples: int):
-    """The renders of a table: dicts of file, mesh, light, occluded, samples and material."""
+def table(kind: str, objects: dict, lights: dict, options: argparse.Namespace):
+    """The renders of a table: dicts of file, mesh, light, occluded, samples, size and material."""
+
+    def job(mesh: str, light: str, material: dict, occluded: bool = False) -> dict:
+        plain = isinstance(material["metallic"], float)
+        ending = f"m{material['metallic']}-r{material['roughness']}" if plain else "textures"
+        file = f"{mesh}-{light}{'-occluded' if occluded else ''}-{ending}.exr"
+        # Suns leave no noise but that of edges, which more pixels make rarer.
+        many, size = (options.samples, options.size) if "world" in lights[light] else (SUN_SAMPLES, 2 * options.size)
+        return {
+            "file": file, "mesh": mesh, "light": light, "occluded": occluded, "samples": many, "size": size,
+            "material": material,
+        }  # fmt: skip
+
     pairs = PAIRS if kind != "small" else [(0.0, 0.5), (1.0, 0.15), (1.0, 0.9)]
     flat = [name for name in objects if name != "textured"]
-    for mesh in objects:
-        for light in lights:
+    for light in lights:
+        for mesh in lights[light].get("meshes", objects):
             for metallic, roughness in pairs:
                 material = {"base_color": BASE, "metallic": metallic, "roughness": roughness}
                 if mesh == "textured":  # the nine pairs under a normal map
                     material |= {"base_color": "base_color.png", "normal": "normal.png"}
-                yield job(mesh, light, material, samples, lights)
+                yield job(mesh, light, material)
     if kind == "fingerprint":
         return
     textures = {name: f"{name}.png" for name in ("base_color", "metallic", "roughness", "normal")}
     for light in lights:  # end to end
-        yield job("textured", light, textures, samples, lights)
+        yield job("textured", light, textures)
     for mesh in flat:
         if mesh == "sphere":
             continue
         for light in ("sun", "second_order"):
             for metallic, roughness in pairs:
                 material = {"base_color": BASE, "metallic": metallic, "roughness": roughness}
-                yield job(mesh, light, material, samples, lights, occluded=True)
-
-
-def job(mesh: str, light: str, material: dict, samples: int, lights: dict, occluded: bool = False) -> dict:
-    ending = "m{metallic}-r{roughness}".format(**material) if isinstance(material["metallic"], float) else "textures"
-    file = f"{mesh}-{light}{'-occluded' if occluded else ''}-{ending}.exr"
-    needed = samples if "world" in lights[light] else max(samples // 4, 128)
-    return {
-        "file": file, "mesh": mesh, "light": light, "occluded": occluded, "samples": needed, "material": material
-    }  # fmt: skip
+                yield job(mesh, light, material, occluded=True)
 
 
 # --- lights ---------------------------------------------------------------------------------------
@@ -112,14 +115,14 @@ def make_lights(folder: Path, kind: str) -> dict:
     }  # fmt: skip
     if kind == "fingerprint":
         return {"mixed": {"suns": [sun], "world": lights["second_order"]["world"]}}
-    lights["two_suns"] = {"suns": [sun, back]}
+    lights = {"two_suns": {"suns": [sun, back]}} | lights
     for name, hard in (("hdr_soft", 0.0), ("hdr_hard", 60.0)):
         write_exr(folder / f"{name}.exr", panorama(hard))
-        lights[name] = {"world": f"{name}.exr"}
+        lights[name] = {"world": f"{name}.exr"} | ({} if hard else {"meshes": ["sphere"]})
     if kind == "full":
         for name in STUDIO:
             source = Path(bpy.utils.system_resource("DATAFILES")) / "studiolights" / "world" / f"{name}.exr"
-            lights[f"hdr_{name}"] = {"world": str(source)}
+            lights[f"hdr_{name}"] = {"world": str(source)} | ({} if name == "city" else {"meshes": ["sphere"]})
     return lights
 
 
@@ -178,7 +181,7 @@ def unit(vector: np.ndarray) -> np.ndarray:
 # --- Blender --------------------------------------------------------------------------------------
 
 
-def oracle_scene(size: int) -> bpy.types.Scene:
+def oracle_scene() -> bpy.types.Scene:
     """An empty scene in which Cycles takes no short cut."""
     bpy.ops.wm.read_homefile(use_empty=True, use_factory_startup=True)
     scene = bpy.context.scene
@@ -186,7 +189,6 @@ def oracle_scene(size: int) -> bpy.types.Scene:
     if bpy.app.version < (5, 0):
         scene.world.use_nodes = True
     scene.render.engine = "CYCLES"
-    scene.render.resolution_x = scene.render.resolution_y = size
     scene.render.resolution_percentage = 100
     scene.render.film_transparent = True
     settings = scene.render.image_settings
@@ -197,6 +199,7 @@ def oracle_scene(size: int) -> bpy.types.Scene:
     cycles.use_adaptive_sampling = cycles.use_denoising = False
     cycles.sample_clamp_indirect = cycles.sample_clamp_direct = 0
     cycles.light_sampling_threshold = cycles.blur_glossy = 0
+    scene.world.cycles.sampling_method, scene.world.cycles.sample_map_resolution = "MANUAL", 512
     cycles.pixel_filter_type, cycles.max_bounces = "BOX", 0
     return scene
 
@@ -314,8 +317,9 @@ def write_exr(file: Path, values: np.ndarray) -> None:
     bpy.data.images.remove(image)
 
 
-def render(scene, file: Path, samples: int) -> None:
-    scene.cycles.samples = samples
+def render(scene, file: Path, job: dict) -> None:
+    scene.cycles.samples = job["samples"]
+    scene.render.resolution_x = scene.render.resolution_y = job["size"]
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         scene.render.filepath = str(Path(folder) / "picture.exr")
         bpy.ops.render.render(write_still=True)
