@@ -2,9 +2,9 @@
 """Where a run starts: one uniform material for the whole object, fitted to what the model would paint.
 
 Metallic is bistable under score distillation: the wrong side of a metal is a local minimum that texels
-rarely leave. So it is decided first, at object level: the model paints a few views from noise in a few
-deterministic steps (DDIM), under known lights; a uniform dielectric, a uniform metal and a free mixture are
-fitted to them, and compared.
+rarely leave. So it is decided first, at object level, where the object is of one kind: the model paints a few
+views from noise in a few deterministic steps (DDIM), under known lights; a uniform dielectric, a uniform metal
+and a free mixture are fitted to them, and compared.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ DENOISING_STEPS = 8
 FIT_STEPS = 70
 FIT_POINTS = 4000
 DIELECTRIC, METAL, UNDECIDED = -0.9, 0.9, 0.0  # raw metallic: 0.03, 0.97 and 0.5
-# Surfaces are metal or not; a mixture, and metal where both fit, must be better by this much to be believed.
-BETTER_FOR_MIXTURE, BETTER_FOR_METAL = 0.85, 0.9
+# Error of the metal by that of the dielectric: below the one it is metal, above the other it is not. In between the object
+# is a mixture or dark and rough, and its texels decide, from a metallic value near the middle.
+SURELY_METAL, SURELY_NOT = 0.8, 1.15
+LEANING = 0.25  # raw metallic, how far the free fit may lean: 0.27 to 0.73
 GUIDANCE_SCALE = 1.5  # at most: enough to tell materials apart, too little to saturate
 
 
@@ -47,8 +49,14 @@ def uniform_start(
     dielectric = _fit(points, lights, wanted, tables, DIELECTRIC, free_metallic=False)
     metal = _fit(points, lights, wanted, tables, METAL, free_metallic=False)
     mixture = _fit(points, lights, wanted, tables, UNDECIDED, free_metallic=True)
-    pure = metal if metal[0] < BETTER_FOR_METAL * dielectric[0] else dielectric
-    return mixture[1] if mixture[0] < BETTER_FOR_MIXTURE * pure[0] else pure[1]
+    ratio = metal[0] / max(dielectric[0], 1e-9)
+    if ratio < SURELY_METAL:
+        return metal[1]
+    if ratio > SURELY_NOT:
+        return dielectric[1]
+    undecided = mixture[1].clone()
+    undecided[material.METALLIC].clamp_(-LEANING, LEANING)
+    return undecided
 
 
 def paint(model: Denoiser, scene: Scene, generator: torch.Generator) -> Tensor:

@@ -15,11 +15,15 @@ START, END = "## How good are the maps\n", "## The route\n"
 INTRODUCTION = """\
 Measured by `python build.py evaluate prior --json docs/prior.json` on all {pairs} pairs of its list, textured at
 *draft*; the shapes (knot, vase, stairs, bowl) were never trained on. The judge is the generator of the training
-materials itself; how it works is written in `backend/evaluate/prior.py` and `_patterned.py`. The thresholds of
-`backend/object_start.py` were set by hand on another mesh (bob) with some of the same prompts, so the metallic rows
-of polished gold, chrome, red and teal plastic, black rubber, rusty iron and snow are not blind. Dalmatian, giraffe,
-tiles and zebra were not yet there when Cycles judged.
+materials itself (`backend/evaluate/prior.py`, `_patterned.py`): it says whether the maps are what the prior was taught,
+not whether they look like the real thing; for that, look at the pictures. Not blind: the thresholds of
+`backend/object_start.py` were set after looking at gold, chrome, steel, rusty iron, rubber, leather, chocolate, snow,
+oak and red plastic on the stairs and on another mesh (bob).
 """
+
+
+def _bold_if(missed: bool, text: str) -> str:
+    return f"**{text}** (missed)" if missed else text
 
 
 def section() -> str:
@@ -29,12 +33,17 @@ def section() -> str:
         INTRODUCTION.format(pairs=total["pairs"]),
         "| figure | measured | wanted |",
         "|---|---|---|",
-        f"| base colour, median CIEDE2000 outside the generator's 5-95 % range | {total['median_ciede2000']} | <= 10 |",
-        f"| metallic, mean error on metals | {total['metallic_error_metals']} | <= 0.15 |",
-        f"| metallic, mean error on dielectrics | **{total['metallic_error_dielectrics']}** | <= 0.10 |",
-        f"| roughness, mean error | **{total['roughness_error']}** | <= 0.12 |",
+        *(
+            f"| {name} | {_bold_if(total[key] > most, str(total[key]))} | <= {most} |"
+            for name, key, most in (
+                ("base colour, median CIEDE2000 outside the generator's 5-95 % range", "median_ciede2000", 10),
+                ("metallic, mean error on metals", "metallic_error_metals", 0.15),
+                ("metallic, mean error on dielectrics", "metallic_error_dielectrics", 0.1),
+                ("roughness, mean error", "roughness_error", 0.12),
+            )
+        ),
         f"| patterned materials found in the first rank, of {total['retrieval_pairs']} | "
-        f"**{total['retrieval_first_rank']:.0%}** | >= 70 % |",
+        f"{_bold_if(total['retrieval_first_rank'] < 0.7, format(total['retrieval_first_rank'], '.0%'))} | >= 70 % |",
         f"| mean colour of result and generator under Cycles, median CIEDE2000 of {len(cycles['rows'])} results, "
         f"closest of two draws | {cycles['median']:.1f} | |",
         "",

@@ -20,7 +20,7 @@ from addon.protocol import JobFolder
 from .. import cameras
 from ..maps import read_map
 from ..mesh import load_job_mesh
-from ..prior import instances, materials, patterns
+from ..prior import instances, materials, patterns, procedural
 from ..prior.training import shapes
 from ..prior.vocabulary import read
 from ..rasterize import Triangles, gather, look
@@ -120,7 +120,7 @@ class Retriever:
 
                 def colour(points, instance=instance, offset=offset):
                     normal = torch.nn.functional.normalize(points.normal, dim=1)
-                    return instances.surface(instance, points.position + offset, normal).base_color
+                    return instances.components(instance, procedural.evaluate(points.position + offset, normal))[0]
 
                 rows += _patches(triangles, colour, number)
             rows = np.array(rows)

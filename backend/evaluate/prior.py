@@ -29,7 +29,7 @@ from ..frames import mikktspace_tangents
 from ..maps import read_map
 from ..mesh import Mesh, load_job_mesh, save_job_mesh
 from ..models import ModelShelf
-from ..prior import instances, materials
+from ..prior import instances, materials, procedural
 from ..prior.training import shapes
 from ..prior.vocabulary import read
 from . import _patterned as patterned
@@ -88,10 +88,11 @@ def generator_facts(prompt: materials.Prompt, mesh: Mesh) -> dict[str, np.ndarra
     colour, metallic, roughness = [], [], []
     for _ in range(DRAWS):
         instance = instances.draw(prompt, generator)
-        made = instances.surface(instance, points + 8 * torch.rand(3, generator=generator), normals[pick])
-        colour.append(rgb2lab(made.base_color.mean(0).numpy()[None])[0])
-        metallic.append(float(made.metallic.mean()))
-        roughness.append(float(made.roughness.mean()))
+        textures = procedural.evaluate(points + 8 * torch.rand(3, generator=generator), normals[pick])
+        base_color, metal, rough = instances.components(instance, textures)
+        colour.append(rgb2lab(base_color.mean(0).numpy()[None])[0])
+        metallic.append(float(metal.mean()))
+        roughness.append(float(rough.mean()))
     return {"lab": np.array(colour), "metallic": np.array(metallic), "roughness": np.array(roughness)}
 
 

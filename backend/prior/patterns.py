@@ -68,7 +68,8 @@ def clouds(p: Procedural) -> Mix:
 def patches(p: Procedural) -> Mix:
     """Two components side by side with ragged edges (rust, chipped paint, moss on stone)."""
     detail = p.fine[:, 0]
-    weight = step(0.5, 0.07, fractal(p, 1) + 0.12 * (detail - 0.5))
+    field = (0.7 * p.coarse[:, 1] + p.medium[:, 2] + 0.6 * detail) / 2.3
+    weight = step(0.5, 0.06, field)
     return Mix(weight, detail, weight * (0.5 + detail))
 
 

@@ -61,7 +61,8 @@ def evaluate(q: Tensor, normal: Tensor) -> Procedural:
     board = _masonry(across, torch.zeros_like(up) + 2.0, 0.5, 4.0, running_bond=False)
     warp = coarse - 0.5
     band = 3.5 * q[:, 2] + 1.2 * warp[:, 0] + 0.5 * warp[:, 1]
-    ring = 4.0 * q[:, 0] + 1.4 * q[:, 1] + 1.6 * (noise(q, (1.0, 1.0, 0.3))[:, 0] - 0.5)
+    furrow = noise(q, (2.6, 2.6, 0.65))
+    ring = 4.0 * q[:, 0] + 1.4 * q[:, 1] + 2.8 * (noise(q, (1.0, 1.0, 0.4))[:, 0] - 0.5) + 0.7 * (furrow[:, 1] - 0.5)
     ripple = 2.5 * q[:, 2] + 0.8 * q[:, 0] + 1.2 * warp[:, 2]
     over = (torch.floor(across * 6) + torch.floor(up * 6)) % 2
     thread = torch.where(over > 0.5, torch.sin(torch.pi * 6 * across).abs(), torch.sin(torch.pi * 6 * up).abs())
@@ -72,7 +73,7 @@ def evaluate(q: Tensor, normal: Tensor) -> Procedural:
         medium=noise(q, 3.0),
         fine=noise(q, 6.0),
         fibre=fibre,
-        furrow=noise(q, (2.6, 2.6, 0.65)),
+        furrow=furrow,
         dashes=noise(q, (1.5, 1.5, 6.0)),
         streaks=noise(q, (0.7, 0.7, 8.0)),
         large_cells=cells(q, 2.5, jitter=0.8),

@@ -34,3 +34,16 @@ def test_the_start_is_the_painted_material(base_color, metallic, roughness):
     assert abs(float(found[material.METALLIC]) - metallic) < 0.1
     assert abs(float(found[material.ROUGHNESS]) - roughness) < 0.08
     assert torch.allclose(found[material.BASE_COLOR], torch.tensor(base_color), atol=0.05)
+
+
+def test_a_mixture_is_left_to_its_texels():
+    """Half rusty, half bare: no uniform material is right, so metallic begins near the middle."""
+    rust, bare = torch.tensor([0.5, 0.25, 0.1, 0.0, 0.9, 0.5, 0.5]), torch.tensor([0.5, 0.49, 0.48, 1.0, 0.4, 0.5, 0.5])
+
+    def half(gbuffer):
+        return torch.where((torch.sin(9 * gbuffer.position[:, :1]) > 0), rust, bare)
+
+    pool = new_pool(shapes_for_tests.mesh_of(shapes_for_tests.sphere()), 48, seed=3)
+    generator = torch.Generator().manual_seed(0)
+    raw = uniform_start(Unguided(half, render_size=48), pool, ggx_tables.load(), 1.0, torch.zeros(3), generator)
+    assert 0.25 < float(material.stored_values(raw)[material.METALLIC]) < 0.75

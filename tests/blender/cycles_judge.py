@@ -25,7 +25,7 @@ from addon import images, material, protocol, register, turntable, unregister
 from backend.maps import write_maps
 from backend.material import coverage, texels
 from backend.mesh import Mesh, load_job_mesh
-from backend.prior import materials
+from backend.prior import instances
 from backend.prior.vocabulary import read
 
 DRAWS = 2
@@ -56,7 +56,7 @@ def _bake_generator(mesh: Mesh, prompt: str, folder: Path, seed: int) -> None:
     generator = torch.Generator().manual_seed(100 + seed)
     where = texels(mesh, 512)
     smooth = torch.nn.functional.normalize(torch.from_numpy(mesh.normals.mean(1)), dim=1)[where.triangle]
-    made = materials.surface(materials.draw(read(prompt).prompt, generator), where.position, smooth)
+    made = instances.surface(instances.draw(read(prompt).prompt, generator), where.position, smooth)
     flat = torch.tensor([0.5, 0.5, 1.0]).expand(len(where.index), 3)
     parts = {
         "base_color": made.base_color, "metallic": made.metallic[:, None],

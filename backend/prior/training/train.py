@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import time
 from copy import deepcopy
 from pathlib import Path
@@ -149,6 +150,7 @@ def save(arguments, unet: UNet2DModel, average: UNet2DModel, optimiser: torch.op
 def export(unet: UNet2DModel, field: dict[str, Tensor], folder: Path, facts: dict) -> None:
     """Half-precision weights in diffusers format, the field of the words and the training facts."""
     half = deepcopy(unet).half().to(memory_format=torch.contiguous_format)
+    shutil.rmtree(folder / "unet", ignore_errors=True)  # an index of other pieces would win over the new file
     half.save_pretrained(folder / "unet", safe_serialization=True, max_shard_size="15MB")
     network.new_scheduler().save_pretrained(folder / "scheduler")
     save_file({k: v.half().contiguous() for k, v in field.items()}, folder / "field.safetensors")
