@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Cycles' side of `evaluate parity`: meshes, lights, materials and the pictures Cycles makes of them, as files.
 
-    python tests/blender/parity_renders.py OUT [--table full|small|fingerprint] [--size 64] [--samples 512]
+    python tests/blender/parity_renders.py OUT [--table full|small|test|fingerprint] [--size 64] [--samples 512]
     blender -b --factory-startup --python tests/blender/parity_renders.py -- OUT --table fingerprint
 
 Writes one EXR a picture and facts.json, which says all that the comparison (backend/evaluate/parity.py) has to know.
@@ -33,14 +33,14 @@ STUDIO = ("city", "studio", "sunset")  # panoramas that come with Blender
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser("parity_renders.py")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--table", choices=("full", "small", "fingerprint"), default="full")
+    parser.add_argument("--table", choices=("full", "small", "test", "fingerprint"), default="full")
     parser.add_argument("--size", type=int, default=64, help="pixels across under worlds; twice that under suns")
     parser.add_argument("--samples", type=int, default=512, help=f"a pixel under worlds; {SUN_SAMPLES} under suns")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     scene = oracle_scene()
     lights = make_lights(options.out, options.table)
-    shapes = ("sphere",) if options.table == "fingerprint" else parity_objects.SHAPES
+    shapes = {"fingerprint": ("sphere",), "test": ("textured", "hard")}.get(options.table, parity_objects.SHAPES)
     objects = {name: parity_objects.make(name, options.out) for name in shapes}
     facts = {
         "blender": bpy.app.version_string,
@@ -76,6 +76,14 @@ def table(kind: str, objects: dict, lights: dict, options: argparse.Namespace):
             "material": material,
         }  # fmt: skip
 
+    textures = {name: f"{name}.png" for name in ("base_color", "metallic", "roughness", "normal")}
+    if kind == "test":
+        lacquer = {"base_color": BASE, "metallic": 0.5, "roughness": 0.5}
+        for light in ("sun", "second_order", "hdr_hard"):
+            yield job("textured", light, textures)
+            yield job("hard", light, lacquer)
+        yield job("hard", "sun", lacquer, occluded=True)
+        return
     pairs = PAIRS if kind != "small" else [(0.0, 0.5), (1.0, 0.15), (1.0, 0.9)]
     flat = [name for name in objects if name != "textured"]
     for light in lights:
@@ -87,7 +95,6 @@ def table(kind: str, objects: dict, lights: dict, options: argparse.Namespace):
                 yield job(mesh, light, material)
     if kind == "fingerprint":
         return
-    textures = {name: f"{name}.png" for name in ("base_color", "metallic", "roughness", "normal")}
     for light in lights:  # end to end
         yield job("textured", light, textures)
     for mesh in flat:
