@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from . import lighting, material
 from .diffusion.interface import Denoiser, Scene
+from .distillation import Aim, Options, take_aim
 from .ggx_tables import GgxTables
-from .guidance import GUIDANCE, add_noise, classifier_free, rescale, timesteps
 from .material import LearnableMaps
 from .object_start import uniform_start
 from .shading import linear_to_srgb, shade
@@ -39,6 +39,7 @@ class Plan:
     detail_decay: float = 0.05  # pull of the UV levels to 0: noise dies, what is asked for again stays
     binary_metallic: float = 0.15
     binary_from: float = 0.6
+    options: Options = Options()
 
 
 @dataclass
@@ -84,22 +85,23 @@ def step(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxT
     """Advance `state` by one step."""
     progress = state.step / plan.steps
     indices, scene = _scene(state, plan, pool)
-    gbuffer = scene.gbuffer
-    detail = min(1.0, progress / plan.all_detail_at)
-    raw = material.raw_values(state.maps, gbuffer.position, gbuffer.uv, gbuffer.footprint, detail)
-    stored = material.stored_values(_with_speed(raw, progress))
-    rendered = linear_to_srgb(shade(gbuffer, material.surface_maps(stored), scene.lights, tables)) * 2 - 1
-    gradient = _guidance_gradient(rendered.detach(), state, plan, model, scene, progress)
-    loss = (gradient * rendered).sum() / gbuffer.pixel.numel()
-    if progress > plan.binary_from:
-        metallic = stored[:, material.METALLIC]
-        strength = plan.binary_metallic * (progress - plan.binary_from) / (1 - plan.binary_from)
-        loss = loss + strength * (metallic * (1 - metallic)).mean()
-    state.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    background, aim = _background(state, model, scene), None
     for group in state.optimiser.param_groups:
         group["lr"] = plan.learning_rate * group["share"] * _learning_rate_share(progress)
-    state.optimiser.step()
+    for _ in range(plan.options.reuse):
+        rendered, stored = _render(state, plan, scene, tables, progress)
+        x0 = to_nchw(scene.gbuffer.picture(rendered.detach(), background))
+        if aim is None:
+            aim = _aim(x0, state, plan, model, scene, progress)
+        wanted = aim.gradient(x0).permute(0, 2, 3, 1).reshape(-1, 3)[scene.gbuffer.pixel]
+        loss = (wanted * rendered).sum() / scene.gbuffer.pixel.numel()
+        if progress > plan.binary_from:
+            metallic = stored[:, material.METALLIC]
+            strength = plan.binary_metallic * (progress - plan.binary_from) / (1 - plan.binary_from)
+            loss = loss + strength * (metallic * (1 - metallic)).mean()
+        state.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        state.optimiser.step()
     state.step += 1
     _average(state, plan, progress)
 
@@ -120,28 +122,29 @@ def _with_speed(raw: Tensor, progress: float) -> Tensor:
     return raw.detach() + speed * (raw - raw.detach())
 
 
-def _guidance_gradient(
-    rendered: Tensor, state: State, plan: Plan, model: Denoiser, scene: Scene, progress: float
-) -> Tensor:
-    """Gradient (N, 3) on the rendered points -1..1."""
-    gbuffer, device = scene.gbuffer, rendered.device
-    count, size = gbuffer.coverage.shape[0], scene.size
+def _render(state: State, plan: Plan, scene: Scene, tables: GgxTables, progress: float) -> tuple[Tensor, Tensor]:
+    """Display values (N, 3) in -1..1 of the maps at the scene's points, and the stored values (N, 7)."""
+    gbuffer = scene.gbuffer
+    detail = min(1.0, progress / plan.all_detail_at)
+    raw = material.raw_values(state.maps, gbuffer.position, gbuffer.uv, gbuffer.footprint, detail)
+    stored = material.stored_values(_with_speed(raw, progress))
+    return linear_to_srgb(shade(gbuffer, material.surface_maps(stored), scene.lights, tables)) * 2 - 1, stored
+
+
+def _background(state: State, model: Denoiser, scene: Scene) -> Tensor:
+    """(B, S, S, 3) in -1..1 behind the object."""
+    count, device = scene.gbuffer.coverage.shape[0], scene.gbuffer.position.device
     behind = model.background
     if behind is None:
         behind = torch.rand(count, 1, 1, 3, generator=state.generator).to(device)
-    background = torch.zeros(count, size, size, 3, device=device) + behind
-    x0 = to_nchw(gbuffer.picture(rendered, background * 2 - 1))
-    t = timesteps(count, progress, len(model.alphas_cumprod), state.generator)
-    alpha_bar = model.alphas_cumprod[t].to(device)
-    noise = torch.randn(x0.shape, generator=state.generator).to(device)
-    with torch.no_grad():
-        prediction = model.predict(add_noise(x0, noise, alpha_bar), t.to(device), scene, plan.guidance_scale != 1)
-        mask = gbuffer.coverage[:, None]
-        x0_hat = rescale(
-            classifier_free(prediction, plan.guidance_scale), prediction.conditional, mask, plan.rescale
-        )
-        gradient = GUIDANCE[plan.guidance](x0, x0_hat, alpha_bar)
-    return gradient.permute(0, 2, 3, 1).reshape(-1, 3)[gbuffer.pixel]
+    return (torch.zeros(count, scene.size, scene.size, 3, device=device) + behind) * 2 - 1
+
+
+def _aim(x0: Tensor, state: State, plan: Plan, model: Denoiser, scene: Scene, progress: float) -> Aim:
+    """Where the model wants the pictures x0 (B, 3, H, W)."""
+    options = plan.options if plan.options.rescale is not None else replace(plan.options, rescale=plan.rescale)
+    mask = scene.gbuffer.coverage[:, None]
+    return take_aim(model, x0, scene, mask, progress, plan.guidance, plan.guidance_scale, options, state.generator)
 
 
 def to_nchw(picture: Tensor) -> Tensor:

@@ -49,9 +49,11 @@ class ViewPool:
         return gather(self.triangles, self.cameras[torch.tensor(indices)], [self.look(i) for i in indices])
 
     def scene(self, indices: list[int], lights: Lights, pattern_scale: float, pattern_offset: Tensor) -> Scene:
+        where = torch.tensor(indices)
         return Scene(
-            self.gbuffer(indices), lights, self.size, pattern_scale, pattern_offset, tuple(indices), self.memory
-        )
+            self.gbuffer(indices), lights, self.size, pattern_scale, pattern_offset, tuple(indices), self.memory,
+            self.cameras.azimuth_deg[where], self.cameras.elevation_deg[where],
+        )  # fmt: skip
 
     def extent(self, indices: list[int]) -> Tensor:
         """(B,) half the picture's width at the object, in object radii."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class Scene:
 
     pattern_scale enlarges patterns; pattern_offset (3,) is drawn once a run, so that all views agree and seeds
     differ. `views` are the pictures' numbers in the run's pool and `memory` is the run's: see `remembered`.
+    azimuth_deg, elevation_deg (B,) say where each camera stands in the object's frame, for models that read view
+    words; None: the pictures are no single views.
     """
 
     gbuffer: GBuffer
@@ -33,6 +35,8 @@ class Scene:
     pattern_offset: Tensor
     views: tuple[int, ...] = ()
     memory: dict[Hashable, Tensor] | None = None
+    azimuth_deg: Tensor | None = None
+    elevation_deg: Tensor | None = None
 
     def remembered(self, what: Hashable, make: Callable[[GBuffer], Tensor]) -> Tensor:
         """Point values (N, C) that depend on `what`, the points and the pattern alone, and not on light or noise:
@@ -73,3 +77,33 @@ class Denoiser(Protocol):
     def predict(self, noisy: Tensor, timestep: Tensor, scene: Scene, guided: bool = True) -> Prediction:
         """x0_hat for noisy (B, 3, H, W) at timestep (B,). Not `guided`: nobody asks for the unconditional
         prediction, and it may repeat the conditional one."""
+
+
+@runtime_checkable
+class Latent(Protocol):
+    """What a Denoiser offers besides, whose noise lives in latents: `predict` then takes and answers latents."""
+
+    def encode(self, picture: Tensor) -> Tensor:
+        """Latents (B, C, h, w) of pictures (B, 3, H, W) in -1..1; no noise in them."""
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W), about -1..1 and not clamped."""
+
+
+@runtime_checkable
+class Worded(Protocol):
+    """What a Denoiser offers besides, that can be asked for other words than the prompt's."""
+
+    def predict_words(self, noisy: Tensor, timestep: Tensor, scene: Scene, words: tuple[str, ...]) -> Tensor:
+        """x0_hat where picture i was asked for words[i]: "nothing", "negative" (the negative prompt), or view
+        words ("front view", "side view", "back view", "overhead view") behind the prompt."""
+
+
+def encode(model: Denoiser, picture: Tensor) -> Tensor:
+    """What `model` adds noise to: the picture itself, or its latents."""
+    return model.encode(picture) if isinstance(model, Latent) else picture
+
+
+def decode(model: Denoiser, x0_hat: Tensor) -> Tensor:
+    """The picture that `model` means by its prediction."""
+    return model.decode(x0_hat) if isinstance(model, Latent) else x0_hat

@@ -1,113 +1,256 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Guidance against closed forms: Gaussian priors have known fixed points, a true denoiser leaves nothing to do."""
+"""Every guidance against closed forms: Gaussian priors, mixtures, a model that knows the noise."""
 
+import priors_for_tests as priors
 import pytest
 import torch
+from priors_for_tests import LINEAR, Gaussian, Mixture, Truthful, antithetic, gain
 
 from backend import guidance
 from backend.diffusion.interface import Prediction
+from backend.distillation import WEIGHTINGS, Options
+from backend.guidance import GUIDANCE
 
-# Mean and deviation without and with the prompt (research.md 1.5).
-PLAIN, PROMPT = (0.0, 0.5), (0.4, 0.3)
-ALPHA_BAR = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+# Mean and deviation without and with the prompt (research.md 1.5), and of a negative one.
+PLAIN, PROMPT, NEGATIVE = (0.0, 0.5), (0.4, 0.3), (-0.1, 0.4)
+SCALES, TIMES = (0.0, 1.0, 7.5, 25.0), (100, 300, 980)
+ALL = list(GUIDANCE)
 
 
-def denoise(prior, noisy, alpha_bar):
-    """E[x0 | x_t] of a Gaussian prior."""
+def small(share=1.0):
+    """The priors above, scaled, so that no clamp is ever reached."""
+    return Gaussian(*((share * mean, share * deviation) for mean, deviation in (PROMPT, PLAIN, NEGATIVE)))
+
+
+def line_of(prior, timestep):
+    """x0_hat = slope x_t + offset of a Gaussian prior."""
     mean, deviation = prior
-    variance = deviation**2
-    gain = alpha_bar.sqrt() * variance / (alpha_bar * variance + 1 - alpha_bar)
-    return mean + gain * (noisy - alpha_bar.sqrt() * mean)
+    alpha_bar = LINEAR[timestep]
+    slope = float(gain(deviation, alpha_bar) / alpha_bar.sqrt())
+    return slope, mean * (1 - slope * float(alpha_bar.sqrt()))
 
 
-def predict(noisy, alpha_bar):
-    alpha_bar = alpha_bar.view(-1, 1, 1, 1)
-    return Prediction(denoise(PROMPT, noisy, alpha_bar), denoise(PLAIN, noisy, alpha_bar))
+def guided_line(model, timestep, w):
+    (a, b), (c, d) = line_of(model.conditional, timestep), line_of(model.unconditional, timestep)
+    return c + w * (a - c), d + w * (b - d)
+
+
+def ddim(state, line, now, after):
+    """A (slope, offset) of x in x0 carried from timestep `now` to `after` by DDIM with x0_hat = line."""
+    (p, q), (a, b) = state, line
+    root, rest = float(LINEAR[now]) ** 0.5, (1 - float(LINEAR[now])) ** 0.5
+    hat = (a * p, a * q + b)
+    eps = ((p - root * hat[0]) / rest, (q - root * hat[1]) / rest)
+    root, rest = float(LINEAR[after]) ** 0.5, (1 - float(LINEAR[after])) ** 0.5
+    return (root * hat[0] + rest * eps[0], root * hat[1] + rest * eps[1]), eps
+
+
+def expected_target(name, model, w, timestep, options):
+    """(slope, offset) of the mean target in x0, by hand: linear algebra over one variable."""
+    root, rest = float(LINEAR[timestep]) ** 0.5, (1 - float(LINEAR[timestep])) ** 0.5
+    gamma = rest / root
+
+    def mean_hat(prior):
+        slope, offset = line_of(prior, timestep)
+        return slope * root, offset
+
+    (c, c0), (u, u0), (n, n0) = (mean_hat(prior) for prior in (model.conditional, model.unconditional, model.negative))
+    if name in ("clamped", "sds", "hifa"):
+        return u + w * (c - u), u0 + w * (c0 - u0)
+    if name == "csd":
+        return 1 + w * (c - u), w * (c0 - u0)
+    if name == "nfsd":
+        if timestep < 200:  # -gamma e_u has the mean u - x
+            return u + w * (c - u), u0 + w * (c0 - u0)
+        return 1 + (u - n) + w * (c - u), (u0 - n0) + w * (c0 - u0)
+    if name == "ism":
+        before = max(0, timestep - 100)
+        state, times = (1.0, 0.0), [min(200 * number, before) for number in range(-(-before // 200) + 1)]
+        for now, after in zip(times, times[1:], strict=False):
+            state, _ = ddim(state, guided_line(model, now, 0), now, after)
+        state, eps = ddim(state, guided_line(model, before, 0), before, timestep)
+        (p, q), (a, b) = state, guided_line(model, timestep, w)
+        hat = (a * p, a * q + b)
+        later = ((p - root * hat[0]) / rest, (q - root * hat[1]) / rest)
+        return 1 - gamma * (later[0] - eps[0]), -gamma * (later[1] - eps[1])
+    if name == "sdi":
+        late = int(torch.randint(0, 100, (1,), generator=torch.Generator().manual_seed(0)))
+        end = min(timestep + late, 999)
+        state, times = (1.0, 0.0), [min(100 * number, end) for number in range(-(-end // 100) + 1)]
+        for now, after in zip(times, times[1:], strict=False):
+            state, _ = ddim(state, guided_line(model, now, -7.5), now, after)
+        over, under = float(LINEAR[end]) ** 0.5, (1 - float(LINEAR[end])) ** 0.5
+        found = ((state[0] - over) / under, state[1] / under)
+        (a, b) = guided_line(model, timestep, w)
+        return a * (root + rest * found[0]), a * rest * found[1] + b
+    assert name == "k_step"
+    steps = options.k_steps
+    times = [timestep * (steps - number) // steps for number in range(steps)]
+    state = (root, 0.0)  # the mean over the noise
+    for now, after in zip(times, times[1:], strict=False):
+        state, _ = ddim(state, guided_line(model, now, w), now, after)
+    a, b = guided_line(model, times[-1], w)
+    return a * state[0], a * state[1] + b
+
+
+def mean_target(name, model, x, w, timestep, options=None):
+    deterministic = name in ("ism", "sdi")
+    noise = antithetic(1 if deterministic else 64, (1, 1, 1))
+    if deterministic:
+        noise = noise[:1]
+    x0 = torch.full_like(noise, x)
+    return float(GUIDANCE[name](priors.look(model, x0, noise, timestep, w, options)).x0.mean())
+
+
+@pytest.mark.parametrize("timestep", TIMES)
+@pytest.mark.parametrize("w", SCALES)
+@pytest.mark.parametrize("name", ALL)
+def test_every_method_aims_where_algebra_says(name, w, timestep):
+    model, options = small(0.001), Options(inversion_noise=0.0, k_steps=4)
+    slope, offset = expected_target(name, model, w, timestep, options)
+    for x in (-0.0007, 0.0, 0.0004):
+        wanted = slope * x + offset
+        found = mean_target(name, model, x, w, timestep, options)
+        assert found == pytest.approx(wanted, rel=1e-8, abs=1e-12)
+    if abs(1 - slope) > 1e-6:  # the fixed point: a target that is the picture itself
+        fixed = offset / (1 - slope)
+        if abs(fixed) < 0.2:
+            assert mean_target(name, model, fixed, w, timestep, options) == pytest.approx(fixed, rel=1e-6, abs=1e-12)
 
 
 def fixed_point(w, timestep):
     """research.md 1.5: x* = [(1-w)(1-k_u) mu_u + w (1-k_c) mu_c] / [1 - (1-w) k_u - w k_c]."""
-    alpha_bar = float(ALPHA_BAR[timestep])
-    k_u, k_c = (alpha_bar * s**2 / (alpha_bar * s**2 + 1 - alpha_bar) for _, s in (PLAIN, PROMPT))
+    k_u, k_c = (float(gain(s, LINEAR[timestep])) for _, s in (PLAIN, PROMPT))
     return ((1 - w) * (1 - k_u) * PLAIN[0] + w * (1 - k_c) * PROMPT[0]) / (1 - (1 - w) * k_u - w * k_c)
 
 
-def mean_gradient(name, x, w, timestep, draws=512):
-    """Over antithetic noise, so that its mean is exactly 0 as in the closed form."""
-    noise = torch.randn(draws, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    noise = torch.cat((noise, -noise))
-    x0 = torch.full_like(noise, x)
-    alpha_bar = ALPHA_BAR[timestep].expand(len(x0))
-    x0_hat = guidance.classifier_free(predict(guidance.add_noise(x0, noise, alpha_bar), alpha_bar), w)
-    return guidance.GUIDANCE[name](x0, x0_hat, alpha_bar)
+@pytest.mark.parametrize("timestep", TIMES)
+@pytest.mark.parametrize("w", SCALES)
+def test_score_distillation_stands_still_at_the_published_fixed_points(w, timestep):
+    x, model = fixed_point(w, timestep), small()
+    assert mean_target("sds", model, x, w, timestep) == pytest.approx(x, abs=1e-9)
+    # And it pushes towards it.
+    assert mean_target("sds", model, x + 0.1, w, timestep) < x + 0.1 - 1e-4
+    assert mean_target("sds", model, x - 0.1, w, timestep) > x - 0.1 + 1e-4
+    table = {(1, 100): 0.4, (1, 980): 0.4, (7.5, 100): 0.78, (7.5, 300): 1.9, (7.5, 980): 3.0}
+    table |= {(25, 100): 0.87, (25, 300): 3.18, (25, 980): 10.0}
+    if (w, timestep) in table:
+        assert x == pytest.approx(table[w, timestep], abs=0.006)
 
 
-@pytest.mark.parametrize("timestep", [100, 300, 980])
-@pytest.mark.parametrize("w", [0.0, 1.0, 7.5])
-def test_score_distillation_stands_still_at_the_closed_form(w, timestep):
-    x = fixed_point(w, timestep)
-    assert abs(float(mean_gradient("sds", x, w, timestep).mean())) < 1e-9
-    # And it pushes towards it: a step against the gradient is a step closer.
-    assert float(mean_gradient("sds", x + 0.1, w, timestep).mean()) > 1e-4
-    assert float(mean_gradient("sds", x - 0.1, w, timestep).mean()) < -1e-4
+@pytest.mark.parametrize("name", ALL)
+def test_a_scale_of_zero_knows_no_prompt_and_one_no_more_than_it(name):
+    """Whatever the prompt means, w = 0 does not see it; and at w = 1 SDS-like methods do not see the other branch."""
+    options = Options(inversion_noise=0.0, inversion_scale=0.0)
+    model, other = small(0.001), small(0.001)
+    other.conditional = (-0.0009, 0.0001)
+    at_zero = [mean_target(name, m, 0.0003, 0.0, 300, options) for m in (model, other)]
+    assert at_zero[0] == pytest.approx(at_zero[1], abs=1e-12)
+    at_one = [mean_target(name, m, 0.0003, 1.0, 300, options) for m in (model, other)]
+    assert abs(at_one[0] - at_one[1]) > 1e-5
+    if name in ("clamped", "sds", "hifa", "k_step"):
+        blind = small(0.001)
+        blind.unconditional = (0.0008, 0.0007)
+        assert mean_target(name, blind, 0.0003, 1.0, 300, options) == pytest.approx(at_one[0], abs=1e-12)
 
 
-def test_the_published_fixed_points():
-    assert [round(fixed_point(w, t), 2) for w, t in ((1, 100), (1, 980), (7.5, 100), (7.5, 300), (7.5, 980))] == [
-        0.4, 0.4, 0.78, 1.9, 3.0,
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("timestep", [100, 300, 980])
-def test_clamping_keeps_the_target_in_gamut(timestep):
-    """With w = 7.5 the unclamped target leaves -1..1; the clamped one stands still inside, near the bound."""
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        if float(mean_gradient("clamped", middle, 7.5, timestep).mean()) < 0:
-            low = middle
+@pytest.mark.parametrize("name", ALL)
+def test_a_model_that_finds_the_picture_leaves_nothing_to_do(name):
+    x0 = 1.8 * torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64) - 0.9
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    options = Options(inversion_noise=0.0)
+    for timestep in (210, 500, 980):
+        target = GUIDANCE[name](priors.look(Truthful(x0), x0, noise, timestep, 7.5, options)).x0
+        if name == "ism":  # goes by way of the noise, and back
+            assert torch.allclose(target, x0, atol=1e-10)
         else:
-            high = middle
-    published = {100: 0.74, 300: 0.997, 980: 1.0}[timestep]
-    assert abs(low - published) < 0.01
-    gradient = mean_gradient("clamped", 1.0, 7.5, timestep)
-    assert (gradient >= 0).all(), "nothing may push a value out of gamut"
+            assert torch.equal(target, x0)
 
 
-def test_clamped_and_plain_agree_inside_the_gamut():
-    generator = torch.Generator().manual_seed(1)
-    x0, x0_hat = (2 * torch.rand(4, 3, 5, 5, generator=generator) - 1 for _ in range(2))
-    alpha_bar = torch.tensor([0.9, 0.5, 0.1, 0.001])
-    assert torch.equal(guidance.clamped(x0, x0_hat, alpha_bar), guidance.sds(x0, x0_hat, alpha_bar))
-    inside = guidance.sds(x0, (3 * x0_hat).clamp(-1, 1), alpha_bar)
-    assert torch.equal(guidance.clamped(x0, 3 * x0_hat, alpha_bar), inside)
+@pytest.mark.parametrize("name", ALL)
+def test_pictures_of_a_batch_do_not_see_each_other(name):
+    generator = torch.Generator().manual_seed(4)
+    x0, noise = (0.3 * torch.randn(8, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    times = torch.tensor([90, 150, 310, 440, 560, 700, 850, 970])
+    options = Options(inversion_noise=0.0, inversion_steps=1000)  # a stride of 1: nothing is drawn
+    options = options if name == "sdi" else Options()
+    if name == "sdi":
+        times = torch.tensor([5, 8, 9, 12, 13, 16, 20, 25])  # as many model calls as timesteps
+    together = GUIDANCE[name](priors.look(small(), x0, noise, times, 7.5, options, progress=0.2)).x0
+    for i in range(8):
+        one = slice(i, i + 1)
+        alone = GUIDANCE[name](priors.look(small(), x0[one], noise[one], times[one], 7.5, options, progress=0.2)).x0
+        assert torch.allclose(together[one], alone, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", list(guidance.GUIDANCE))
-def test_a_denoiser_that_finds_the_picture_leaves_nothing_to_do(name):
-    x0 = 2 * torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(2)) - 1
-    alpha_bar = torch.tensor([0.99, 0.6, 0.2, 0.001])
-    assert not guidance.GUIDANCE[name](x0, x0.clone(), alpha_bar).any()
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("w", [1.0, 7.5, 25.0])
+def test_in_a_mixture_every_method_goes_to_the_mode_the_prompt_means(name, w):
+    """Between the two modes, and from the other one at late timesteps, the target lies towards the prompt's."""
+    red = torch.tensor([0.6, -0.4, -0.5], dtype=torch.float64).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    model = Mixture(torch.cat((red, -red)), 0.1)
+    noise = antithetic(16, (3, 4, 4))
+    for timestep in (300, 600, 950):
+        x0 = torch.zeros_like(noise)
+        moved = GUIDANCE[name](priors.look(model, x0, noise, timestep, w, Options(inversion_noise=0.0))).x0
+        along = (moved * red).mean() / (red * red).mean()
+        assert along > 0.05, f"{timestep}: {float(along):.3f}"
+
+
+def test_a_mixture_without_a_prompt_falls_into_one_mode_when_time_anneals_and_stays_undecided_at_late_times():
+    mode = torch.tensor([0.6, -0.4, -0.5], dtype=torch.float64).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    model = Mixture(torch.cat((mode, -mode)), 0.1)
+
+    def descend(times):
+        generator = torch.Generator().manual_seed(1)
+        x = 0.02 * torch.randn(1, 3, 2, 2, generator=generator, dtype=torch.float64)
+        for timestep in times:
+            noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+            target = GUIDANCE["sds"](priors.look(model, x, noise, timestep, 0.0)).x0
+            x = x + 0.1 * (target - x)
+        return float((x * mode).mean() / (mode * mode).mean())
+
+    assert abs(abs(descend(range(900, 100, -4))) - 1) < 0.15
+    assert abs(descend([995] * 200)) < 0.5
+
+
+def test_clamping_keeps_the_target_in_gamut():
+    """With w = 7.5 the unclamped target leaves -1..1; the clamped one stands still inside, near the bound."""
+    for timestep, published in ((100, 0.74), (300, 0.997), (980, 1.0)):
+        noise = antithetic(512)
+        alpha = LINEAR[timestep]
+
+        def mean_gradient(x, noise=noise, timestep=timestep, alpha=alpha):
+            x0 = torch.full_like(noise, x)
+            target = GUIDANCE["clamped"](priors.look(small(), x0, noise, timestep, 7.5))
+            assert target.clamp
+            return float((WEIGHTINGS["sds"](alpha) * (x0 - target.x0.clamp(-1, 1))).mean())
+
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if mean_gradient(middle) < 0 else (low, middle)
+        assert abs(low - published) < 0.01
 
 
 def test_the_gradient_is_dreamfusions_written_in_x0():
-    """omega (eps_hat - e) with omega = 1 - alpha_bar, by way of the noise."""
+    """omega (eps_hat - e) with omega = 1 - alpha_bar, by way of the noise; and the other published weights."""
     generator = torch.Generator().manual_seed(3)
     x0, x0_hat, noise = (torch.randn(5, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(3))
     alpha_bar = torch.tensor([0.999, 0.8, 0.5, 0.1, 0.01], dtype=torch.float64)
     wide = alpha_bar.view(-1, 1, 1, 1)
     noisy = guidance.add_noise(x0, noise, alpha_bar)
-    eps_hat = (noisy - wide.sqrt() * x0_hat) / (1 - wide).sqrt()
-    assert torch.allclose(guidance.sds(x0, x0_hat, alpha_bar), (1 - wide) * (eps_hat - noise), atol=1e-12)
-
-
-def test_noise_keeps_the_variance():
-    generator = torch.Generator().manual_seed(4)
-    x0, noise = (torch.randn(3, 3, 64, 64, generator=generator) for _ in range(2))
-    for value in (1.0, 0.3, 0.0):
-        noisy = guidance.add_noise(x0, noise, torch.full((3,), value))
-        assert abs(float(noisy.std()) - 1) < 0.02
-        assert abs(float((noisy * x0).mean()) - value**0.5) < 0.02
+    difference = guidance.noise_in(noisy, x0_hat, alpha_bar) - noise
+    omegas = {"sds": 1 - wide, "score": torch.ones_like(wide), "fantasia3d": wide.sqrt() * (1 - wide)}
+    for name, omega in omegas.items():
+        found = WEIGHTINGS[name](alpha_bar).view(-1, 1, 1, 1) * (x0 - x0_hat)
+        assert torch.allclose(found, omega * difference, atol=1e-12), name
+    gamma = ((1 - alpha_bar) / alpha_bar).sqrt()
+    sigma = gamma / (1 + gamma)  # a flow's time for the same share of noise
+    assert torch.allclose(WEIGHTINGS["flow"](alpha_bar), sigma * (1 - sigma), atol=1e-12)
+    snr = alpha_bar / (1 - alpha_bar)
+    assert torch.allclose(WEIGHTINGS["min_snr"](alpha_bar), snr.clamp(max=5) / snr)
+    assert torch.equal(WEIGHTINGS["uniform"](alpha_bar), torch.ones(5, dtype=torch.float64))
 
 
 def test_the_scale_of_one_is_the_prompt_and_zero_is_none():
@@ -118,46 +261,49 @@ def test_the_scale_of_one_is_the_prompt_and_zero_is_none():
     assert torch.allclose(guidance.classifier_free(prediction, 3.0), torch.tensor(1.1))
 
 
-def test_rescaling_takes_over_mean_and_contrast_of_the_object():
+def test_perp_neg_pushes_only_across_the_prompts_direction():
     generator = torch.Generator().manual_seed(5)
-    conditional = 0.2 * torch.randn(2, 3, 16, 16, generator=generator) + 0.1
-    guided = 3 * torch.randn(2, 3, 16, 16, generator=generator) - 0.4
-    mask = (torch.rand(2, 1, 16, 16, generator=generator) < 0.4).float()
-    # What lies outside of the object has no say.
-    guided_outside = torch.where(mask > 0, guided, 100.0)
-
-    def moments(x):
-        inside = [[x[b, c][mask[b, 0] > 0] for c in range(3)] for b in range(2)]
-        return torch.tensor([[[v.mean(), v.std(unbiased=False)] for v in row] for row in inside])
-
-    full = guidance.rescale(guided_outside, conditional, mask, 1.0)
-    assert torch.allclose(moments(full), moments(conditional), atol=1e-4)
-    inside = mask.expand_as(guided) > 0
-    one, other = full[inside], guided[inside]
-    assert torch.corrcoef(torch.stack((one[:50], other[:50])))[0, 1] > 0.9, "the picture itself is kept"
-    assert guidance.rescale(guided, conditional, mask, 0.0) is guided
-    half = guidance.rescale(guided, conditional, mask, 0.5)
-    assert torch.allclose(half, 0.5 * (guided + guidance.rescale(guided, conditional, mask, 1.0)), atol=1e-5)
-    flat = torch.full_like(guided, 0.7)
-    assert torch.isfinite(guidance.rescale(flat, flat, mask, 1.0)).all()
-    assert torch.isfinite(guidance.rescale(guided, conditional, torch.zeros_like(mask), 1.0)).all()
+    c, u, n1, n2 = (torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(4))
+    prediction, none = Prediction(c, u), torch.zeros(2, 2, dtype=torch.float64)
+    without = guidance.perp_neg(prediction, torch.stack((n1, n2)), none, 5.0)
+    assert torch.allclose(without, guidance.classifier_free(prediction, 5.0))
+    weights = torch.tensor([[-1.5, -0.5], [0.0, -2.0]], dtype=torch.float64)
+    pushed = guidance.perp_neg(prediction, torch.stack((n1, n2)), weights, 5.0) - without
+    assert ((pushed * (c - u)).sum((1, 2, 3)).abs() < 1e-9).all(), "the prompt's own direction is untouched"
+    assert ((pushed[0] * (n1 - u)[0]).sum() < 0) and ((pushed[1] * (n2 - u)[1]).sum() < 0)
+    same = guidance.perp_neg(prediction, torch.stack((c, c)), weights, 5.0)
+    assert torch.allclose(same, without), "a negative that means the prompt has no say"
 
 
-def test_timesteps_are_stratified_and_their_range_narrows():
-    generator = torch.Generator().manual_seed(6)
-    widths, tops = [], []
-    for fraction in (0.0, 0.25, 0.5, 1.0):
-        drawn = torch.stack([guidance.timesteps(8, fraction, 1000, generator) for _ in range(300)])
-        assert drawn.dtype == torch.int64 and drawn.min() >= 0 and drawn.max() < 1000
-        low, high = drawn.min(), drawn.max()
-        ordered = torch.sort(drawn, dim=1)[0]
-        strata = ((ordered - low) * 8 / (high - low + 1)).floor()
-        assert ((strata - torch.arange(8)).abs() <= 1).all(), "the batch does not spread over the range"
-        assert (ordered[:, 1:] - ordered[:, :-1]).float().mean() == pytest.approx(float(high - low) / 8, rel=0.15)
-        assert drawn.float().mean(0).std() < 0.1 * (high - low), "a place in the batch means a time"
-        widths.append(int(high - low))
-        tops.append(int(high))
-    assert widths == sorted(widths, reverse=True) and widths[-1] < 0.65 * widths[0]
-    assert tops == sorted(tops, reverse=True) and tops[0] > 940 and tops[-1] < 520
-    assert torch.equal(*(guidance.timesteps(4, 0.3, 1000, torch.Generator().manual_seed(1)) for _ in range(2)))
-    assert guidance.timesteps(1, 1.0, 10, generator).max() < 10
+def test_methods_that_need_other_words_say_so():
+    model = small()
+    mute = type("Mute", (), {"name": "mute", "alphas_cumprod": LINEAR, "predict": model.predict})()
+    zeros = torch.zeros(1, 3, 2, 2, dtype=torch.float64)
+    with pytest.raises(guidance.GuidanceError, match="“mute” cannot be asked for “nothing”.*Choose another"):
+        GUIDANCE["nfsd"](priors.look(mute, zeros, zeros, 500, 7.5))
+    with pytest.raises(guidance.GuidanceError, match="Perp-Neg needs a model that reads view words"):
+        GUIDANCE["sds"](priors.look(mute, zeros, zeros, 500, 7.5, Options(perp_neg=True)))
+
+
+def test_csd_moves_from_no_words_to_the_negative_ones():
+    model, options = small(0.001), Options(negative_prompt=True)
+    # With a negative prompt, a model's unconditional branch is the negative one.
+    model.predict_words = lambda noisy, t, scene, words: model.denoise((0.0002, 0.0004), noisy, t)
+    noise = antithetic(8, (1, 1, 1))
+    x0 = torch.zeros_like(noise)
+    first, last, middle = (
+        GUIDANCE["csd"](priors.look(model, x0, noise, 500, 2.0, options, progress)).x0.mean()
+        for progress in (0.0, 1.0, 0.5)
+    )
+    plain = GUIDANCE["csd"](priors.look(model, x0, noise, 500, 2.0)).x0.mean()
+    assert torch.isclose(last, plain) and not torch.isclose(first, plain)
+    assert torch.isclose(middle, (first + last) / 2)
+
+
+def test_noise_keeps_the_variance():
+    generator = torch.Generator().manual_seed(4)
+    x0, noise = (torch.randn(3, 3, 64, 64, generator=generator) for _ in range(2))
+    for value in (1.0, 0.3, 0.0):
+        noisy = guidance.add_noise(x0, noise, torch.full((3,), value))
+        assert abs(float(noisy.std()) - 1) < 0.02
+        assert abs(float((noisy * x0).mean()) - value**0.5) < 0.02

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all guidance methods share: which timesteps, which weight, how far a target may go.
+
+Knows no maps, lights or cameras: pictures in, where the model wants them out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .diffusion.interface import Denoiser, Scene, decode, encode
+from .guidance import GUIDANCE, GuidanceError, Look
+
+FOUR = 4  # pictures of a joint 2 x 2 one
+
+
+@dataclass(frozen=True)
+class Options:
+    """What combines with every method. Raises ValueError with a sentence.
+
+    guidance_scale_end: w at the end of the run, linear from the plan's; None: it stays.
+    rescale: 0..1, how far mean and contrast of the target are pulled to the conditional branch's (None: the plan's).
+    threshold_percentile: dynamic thresholding (Imagen): 0 is off, published are 0.95 to 0.995; threshold_bound is
+    the most that counts as contrast (inf: unbounded, 1: a plain clamp).
+    highest, lowest: timesteps as shares of all, (at the start, at the end); anneal: "sqrt" or "linear" in between.
+    weighting: one of WEIGHTINGS; None: the method's own. negative_prompt: whether there is one.
+    k_steps, reuse: model calls of a multi-step target, and optimiser steps that use it.
+    """
+
+    guidance_scale_end: float | None = None
+    rescale: float | None = None
+    threshold_percentile: float = 0.0
+    threshold_bound: float = math.inf
+    perp_neg: bool = False
+    negative_prompt: bool = False
+    highest: tuple[float, float] = (0.98, 0.5)
+    lowest: tuple[float, float] = (0.3, 0.1)
+    anneal: str = "sqrt"
+    weighting: str | None = None
+    k_steps: int = 4
+    reuse: int = 1
+    inversion_scale: float = -7.5
+    inversion_steps: int = 10
+    inversion_noise: float = 0.3
+    joint_views: bool = False
+
+    def __post_init__(self) -> None:
+        if self.guidance_scale_end is not None and not 0 <= self.guidance_scale_end <= 200:
+            raise ValueError(f"The last guidance scale is {self.guidance_scale_end}; it must lie between 0 and 200.")
+        if self.rescale is not None and not 0 <= self.rescale <= 1:
+            raise ValueError(f"Rescaling is {self.rescale}; it must lie between 0 and 1.")
+        if not 0 <= self.threshold_percentile < 1 or self.threshold_bound < 1:
+            raise ValueError("Dynamic thresholding needs a percentile from 0 to 1 and a bound of at least 1.")
+        for low, high in zip(self.lowest, self.highest, strict=True):
+            if not 0 <= low <= high <= 1:
+                raise ValueError(f"Timesteps from {low} to {high} are no range; both are shares from 0 to 1.")
+        if self.anneal not in ("sqrt", "linear"):
+            raise ValueError(f"Timesteps anneal “sqrt” or “linear”, not “{self.anneal}”.")
+        if self.weighting is not None and self.weighting not in WEIGHTINGS:
+            raise ValueError(f"There is no weighting “{self.weighting}”; there are {', '.join(WEIGHTINGS)}.")
+        if min(self.k_steps, self.reuse, self.inversion_steps) < 1:
+            raise ValueError("k_steps, reuse and inversion_steps must be at least 1.")
+
+
+# What a method's authors chose beside the method itself; everything else is as in Options.
+PUBLISHED: dict[str, dict] = {
+    "hifa": {"highest": (0.98, 0.3), "lowest": (0.98, 0.3)},
+    "ism": {"highest": (0.98, 0.5), "lowest": (0.02, 0.02), "anneal": "linear"},
+    "sdi": {"highest": (0.98, 0.25), "lowest": (0.98, 0.25), "anneal": "linear"},
+}
+
+
+def published(name: str) -> Options:
+    """The options the method `name` was published with, where they matter to it."""
+    return Options(**PUBLISHED.get(name, {}))
+
+
+def timesteps(
+    count: int, fraction: float, total: int, generator: torch.Generator, options: Options | None = None
+) -> Tensor:
+    """(B,) timesteps stratified over the batch; by default the range narrows with the square root of progress
+    (CasTex, Paint-it): highest 0.98 -> 0.5, lowest 0.3 -> 0.1 of `total`."""
+    options = options or Options()
+    share = fraction**0.5 if options.anneal == "sqrt" else fraction
+    highest, lowest = (start + (end - start) * share for start, end in (options.highest, options.lowest))
+    strata = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    return ((lowest + (highest - lowest) * strata) * total).long().clamp(0, total - 1)
+
+
+def guidance_scale(start: float, options: Options, progress: float) -> float:
+    """w at `progress` 0..1 of the run."""
+    end = start if options.guidance_scale_end is None else options.guidance_scale_end
+    return start + (end - start) * progress
+
+
+# Each is omega / gamma for alpha_bar (B,): what multiplies x0 - target.
+WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sds": lambda alpha_bar: torch.sqrt(alpha_bar * (1 - alpha_bar)),  # omega = 1 - alpha_bar (DreamFusion)
+    "uniform": torch.ones_like,  # a plain mean squared error
+    "score": lambda alpha_bar: torch.sqrt(alpha_bar / (1 - alpha_bar)),  # omega = 1 (CSD's first stage)
+    "fantasia3d": lambda alpha_bar: alpha_bar * torch.sqrt(1 - alpha_bar),  # omega = sqrt(alpha_bar) (1 - alpha_bar)
+    "min_snr": lambda alpha_bar: (5 * (1 - alpha_bar) / alpha_bar.clamp(min=1e-12)).clamp(max=1),  # min(SNR, 5) / SNR
+    # rectified_flow_prior: S (1 - S) with S = s / (a + s), where the noise weighs S and the picture 1 - S.
+    "flow": lambda alpha_bar: 1 / (2 + 1 / torch.sqrt(alpha_bar * (1 - alpha_bar)).clamp(min=1e-12)),
+}
+
+
+def rescale(guided: Tensor, conditional: Tensor, mask: Tensor, strength: float) -> Tensor:
+    """Pull mean and deviation of each channel over the object (mask (B, 1, H, W)) to the conditional
+    branch's: cures the over-saturation that a clamp only bounds (research.md 1.5)."""
+    if strength == 0:
+        return guided
+    total = mask.sum((2, 3), keepdim=True).clamp(min=1e-6)
+
+    def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = (x * mask).sum((2, 3), keepdim=True) / total
+        return mean, (((x - mean) ** 2 * mask).sum((2, 3), keepdim=True) / total).sqrt()
+
+    mean, deviation = moments(guided)
+    wanted_mean, wanted_deviation = moments(conditional)
+    matched = (guided - mean) * (wanted_deviation / deviation.clamp(min=1e-4)) + wanted_mean
+    return strength * matched + (1 - strength) * guided
+
+
+def threshold(x0_hat: Tensor, percentile: float, bound: float) -> Tensor:
+    """Dynamic thresholding (Saharia et al. 2022): a picture (B, 3, H, W) whose `percentile` of magnitudes is over 1
+    is clamped there and divided by it, at most by `bound`."""
+    if percentile == 0:
+        return x0_hat
+    magnitude = torch.quantile(x0_hat.abs().flatten(1), percentile, dim=1).clamp(1, bound).view(-1, 1, 1, 1)
+    return torch.minimum(torch.maximum(x0_hat, -magnitude), magnitude) / magnitude
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Pictures (B, 3, H, W) in -1..1, and how much each counts, (B,)."""
+
+    picture: Tensor
+    weight: Tensor
+
+    def gradient(self, x0: Tensor) -> Tensor:
+        """(B, 3, H, W) on pictures x0 (B, 3, H, W)."""
+        return self.weight.view(-1, 1, 1, 1) * (x0 - self.picture)
+
+
+def take_aim(
+    model: Denoiser,
+    x0: Tensor,
+    scene: Scene,
+    mask: Tensor,
+    progress: float,
+    method: str,
+    scale: float,
+    options: Options,
+    generator: torch.Generator,
+) -> Aim:
+    """Where `model` wants pictures x0 (B, 3, H, W) in -1..1 with the object's mask (B, 1, H, W).
+
+    `method` is one of GUIDANCE, `scale` is w at the run's start. Raises GuidanceError, ValueError.
+    """
+    if not scale >= 0:
+        raise ValueError(f"The guidance scale is {scale}; it must be 0 or more.")
+    if options.joint_views:
+        return _joint(model, x0, scene, mask, progress, method, scale, options, generator)
+    t = timesteps(len(x0), progress, len(model.alphas_cumprod), generator, options).to(x0.device)
+    with torch.no_grad():
+        clean = encode(model, x0)
+        noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype).to(clean.device)
+        scale = guidance_scale(scale, options, progress)
+        look = Look(model, scene, clean, noise, t, scale, progress, options, generator)
+        target = GUIDANCE[method](look)
+        picture = decode(model, target.x0)
+        if target.shift and picture is not target.x0:
+            # Only the difference that the latents make: what the autoencoder loses is none of the method's.
+            picture = x0 + picture - decode(model, clean)
+        strength = options.rescale or 0.0
+        if strength:
+            picture = rescale(picture, decode(model, target.conditional), mask, strength)
+        picture = threshold(picture, options.threshold_percentile, options.threshold_bound)
+        if target.clamp:
+            picture = picture.clamp(-1, 1)
+        weight = WEIGHTINGS[options.weighting or target.weighting](look.alpha_bar(t))
+        return Aim(picture, target.factor * weight)
+
+
+def _joint(
+    model: Denoiser, x0: Tensor, scene: Scene, mask: Tensor, progress: float, method: str, scale: float,
+    options: Options, generator: torch.Generator,
+) -> Aim:  # fmt: skip
+    """As `take_aim`, with every four pictures tiled to one 2 x 2 picture, so that the model paints them together."""
+    if getattr(model, "sees_geometry", True):
+        raise GuidanceError(
+            f"“{model.name}” looks at each view's geometry and cannot paint four views as one picture. "
+            "Switch joint views off."
+        )
+    count = len(x0)
+    filled = torch.arange(-(-count // FOUR) * FOUR, device=x0.device).clamp(max=count - 1)
+    together = replace(scene, size=2 * scene.size, azimuth_deg=None, elevation_deg=None)
+    aim = take_aim(
+        model, tile(x0[filled]), together, tile(mask[filled]), progress, method, scale,
+        replace(options, joint_views=False), generator,
+    )  # fmt: skip
+    return Aim(untile(aim.picture)[:count], aim.weight.repeat_interleave(FOUR)[:count])
+
+
+def tile(pictures: Tensor) -> Tensor:
+    """(4 B, C, H, W) -> (B, C, 2 H, 2 W): first and second above third and fourth."""
+    first, second, third, fourth = (pictures[place::FOUR] for place in range(FOUR))
+    return torch.cat((torch.cat((first, second), dim=3), torch.cat((third, fourth), dim=3)), dim=2)
+
+
+def untile(tiled: Tensor) -> Tensor:
+    """The inverse of `tile`."""
+    above, below = tiled.chunk(2, dim=2)
+    quarters = torch.stack((*above.chunk(2, dim=3), *below.chunk(2, dim=3)), dim=1)
+    return quarters.flatten(0, 1)
