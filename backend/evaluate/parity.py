@@ -120,7 +120,7 @@ def group_of(render: dict) -> str:
         return "occluded, metals below roughness 0.3" if smooth_metal else "occluded"
     if isinstance(material["metallic"], str):
         return "end to end, HDR worlds" if light.startswith("hdr") else "end to end"
-    kind = {"sun": "suns", "two_suns": "suns", "white": "constant world", "second_order": "second-order world"}
+    kind = {"sun": "suns", "low_sun": "suns", "white": "constant world", "second_order": "second-order world"}
     return ("HDR worlds" if light.startswith("hdr") else kind.get(light, light)) + f", {render['mesh']}"
 
 
@@ -246,7 +246,7 @@ def draw(shown: list, target: Path, amplified: float = 20.0) -> None:
         difference = np.abs(ours - reference) * exposure * amplified
         row = [_display(ours * exposure), _display(reference * exposure), np.clip(difference, 0, 1)]
         tiles.append(np.concatenate(row, axis=1))
-    columns = max(1, round((len(tiles) / 3) ** 0.5))
+    columns = max(1, round(len(tiles) ** 0.5))
     while len(tiles) % columns:
         tiles.append(np.ones_like(tiles[0]))
     rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
