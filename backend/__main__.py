@@ -75,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     texture.add_argument("--texture-size", type=int, choices=protocol.TEXTURE_SIZES, default=defaults.texture_size)
     texture.add_argument("--pattern-scale", type=float, default=defaults.pattern_scale)
     texture.add_argument("--model", default=defaults.model)
+    texture.add_argument("--guidance", default=defaults.guidance, help="how the model is distilled: clamped, sds, …")
+    texture.add_argument("--guidance-scale", type=float, help="w: 1 is the prompt alone; without it the model's own")
+    texture.add_argument("--steps", type=int, help="optimiser steps; without it what the quality says")
     texture.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default=defaults.device)
     texture.set_defaults(command=_texture)
 
@@ -140,15 +143,18 @@ def _texture(options: argparse.Namespace) -> int:
         quality=options.quality,
         texture_size=options.texture_size,
         model=options.model,
+        guidance=options.guidance,
+        guidance_scale=options.guidance_scale,
+        steps=options.steps,
         pattern_scale=options.pattern_scale,
         device=options.device,
     )
     if not options.mesh.is_file():
         raise UsageError(f"There is no mesh file {options.mesh}.")
-    from . import mesh, uv
+    from . import glb, mesh, uv
 
     try:
-        arrays = mesh.load_mesh_file(options.mesh)
+        arrays = mesh.load_mesh_file(options.mesh, tell=lambda sentence: print(sentence, file=sys.stderr))
     except (mesh.MeshError, uv.UvError) as error:
         raise UsageError(str(error)) from error
     job_folder = protocol.JobFolder(_new_job_folder(options.out))
@@ -159,6 +165,7 @@ def _texture(options: argparse.Namespace) -> int:
         for path in [*sorted(job_folder.maps.glob("*.png")), job_folder.report]:
             if path.is_file():
                 shutil.copy2(path, options.out / path.name)
+        glb.write_glb(options.out / "textured.glb", arrays, job_folder.maps)
         print(options.out)
     return code
 

@@ -115,14 +115,20 @@ def _lobe(gbuffer: GBuffer, maps: SurfaceMaps, tables: GgxTables) -> _Lobe:
 
 
 def _sideways(towards: Tensor, normal: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
-    """`towards` without its part along `normal`, unit, and the direction across both, (N, 3) each."""
-    tangent = torch.nn.functional.normalize(towards - cosine[:, None] * normal, dim=1)
+    """`towards` without its part along `normal`, unit, and the direction across both, (N, 3) each.
+
+    Where `towards` is the normal itself any direction will do, but one there must be.
+    """
+    part = towards - cosine[:, None] * normal
+    length = part.norm(dim=1, keepdim=True)
+    axis = torch.nn.functional.one_hot(normal.detach().abs().argmin(1), 3).to(normal)
+    other = torch.nn.functional.normalize(torch.linalg.cross(normal, axis), dim=1)
+    # Below a thousandth the direction is rounding, and its gradient would be huge.
+    tangent = torch.where(length > 1e-3, part / length.clamp(min=1e-3), other)
     return tangent, torch.linalg.cross(normal, tangent)
 
 
-def _world(
-    lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights, openness: Openness | None
-) -> Tensor:
+def _world(lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights, openness: Openness | None) -> Tensor:
     view, normal = gbuffer.view, lobe.specular_normal
     polynomial = lights.constant[view], lights.linear[view], lights.quadratic[view]
     tangent, bitangent = _sideways(gbuffer.to_camera, normal, lobe.cos_view)

@@ -47,10 +47,25 @@ def fixed_renders(gbuffer: GBuffer, lights: Lights, tables: GgxTables, occlusion
 def render(
     gbuffer: GBuffer, surface: Surface, lights: Lights, tables: GgxTables, occlusion: Tensor | None = None
 ) -> Tensor:
-    """Display values (N, 3) of the points with the surface's own values and normals."""
-    bent = GBuffer(**{**gbuffer.__dict__, "normal": surface.normal})
-    maps = SurfaceMaps(srgb_to_linear(surface.base_color), surface.metallic, surface.roughness)
-    return linear_to_srgb(shade(bent, maps, lights, tables, occlusion))
+    """Display values (N, 3) of the points with the surface's own values; its normals stand in a normal map, as the
+    optimiser's do, or, where the mesh has no tangents, take the place of the smooth ones."""
+    mapped = tangent_normal(gbuffer, surface.normal) if bool(gbuffer.tangent[:, :3].any()) else None
+    if mapped is None:
+        gbuffer = GBuffer(**{**gbuffer.__dict__, "normal": surface.normal})
+    maps = SurfaceMaps(srgb_to_linear(surface.base_color), surface.metallic, surface.roughness, mapped)
+    return linear_to_srgb(shade(gbuffer, maps, lights, tables, occlusion))
+
+
+def tangent_normal(gbuffer: GBuffer, normal: Tensor) -> Tensor:
+    """The normal map's vectors (N, 3) that show as unit `normal` (N, 3): the reverse of shading.shading_normal."""
+    tangent, sign = gbuffer.tangent[:, :3], gbuffer.tangent[:, 3:]
+    bitangent = sign * torch.linalg.cross(gbuffer.normal, tangent)
+    frame = torch.stack((tangent, bitangent, gbuffer.normal), dim=2)
+    # Three cross products are the inverse but for a factor that normalising takes away; its sign stays.
+    columns = (torch.linalg.cross(frame[..., (i + 1) % 3], frame[..., (i + 2) % 3]) for i in range(3))
+    flat = torch.stack([(column * normal).sum(1) for column in columns], dim=1)
+    facing = torch.sign((frame[..., 0] * torch.linalg.cross(frame[..., 1], frame[..., 2])).sum(1, keepdim=True))
+    return torch.nn.functional.normalize(flat * facing, dim=1)
 
 
 def values_of(surface: Surface) -> Tensor:

@@ -489,7 +489,7 @@ def test_run_in_a_terminal(backend, new_job, tmp_path):
 
 MESH_ROOM = """
 class MeshError(Exception): pass
-def load_mesh_file(path):
+def load_mesh_file(path, tell):
     if path.suffix != ".obj": raise MeshError(f"{path.name} is no mesh file Patina can read.")
     return {"file": path.name}
 def save_job_mesh(path, arrays):
@@ -512,6 +512,7 @@ def test_texture_a_file_without_blender(backend, tmp_path, package_root):
     root = package_root(TEXTURE_ROOM)
     (root / "backend" / "mesh.py").write_text(MESH_ROOM)
     (root / "backend" / "uv.py").write_text("class UvError(Exception): pass\n")
+    (root / "backend" / "glb.py").write_text("def write_glb(file, arrays, maps): file.touch()\n")
     (tmp_path / "cup.obj").touch()
     (tmp_path / "cup.doc").touch()
     out = tmp_path / "out folder"
@@ -520,7 +521,7 @@ def test_texture_a_file_without_blender(backend, tmp_path, package_root):
         process = backend("", "texture", tmp_path / "cup.obj", *options)
         _, err = process.communicate(timeout=20)
         assert process.returncode == 0, err
-        made = {f"{name}.png" for name in protocol.MAP_NAMES} | {"report.json"}
+        made = {f"{name}.png" for name in protocol.MAP_NAMES} | {"report.json", "textured.glb"}
         assert {path.name for path in out.glob("*.*")} == made
         assert len(list(out.glob("job-*"))) == count
     request = json.loads((out / "job-0001" / "request.json").read_text())

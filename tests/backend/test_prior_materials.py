@@ -2,18 +2,22 @@
 """The generator the built-in prior learns from: textures, patterns, drawn materials and the field fitted to them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from backend import ggx_tables
-from backend.prior import instances, materials, patterns, procedural
+from backend import ggx_tables, lighting
+from backend.prior import conditions, instances, materials, patterns, procedural
 from backend.prior.field import MaterialField, expect
 from backend.prior.training import fit_field, pictures, train
 from backend.prior.training.prompts import HELD_OUT_PROMPTS, random_prompt
 from backend.prior.vocabulary import WORDS, encode
+from backend.shading import SurfaceMaps, shade, shading_normal
+from tests.backend import shapes_for_tests
+from tests.backend.oracle_for_tests import new_pool
 
 
 def points(count=4000, seed=0):
@@ -160,3 +164,28 @@ def test_training_learns_and_goes_on_where_it_stopped(shard, tmp_path, monkeypat
     untrained = loss()
     unet.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True)["average"])
     assert loss() < 0.9 * untrained
+
+
+def test_a_normal_in_the_objects_frame_becomes_the_maps_vector():
+    pool = new_pool(shapes_for_tests.mesh_of(shapes_for_tests.torus()), 48, seed=0)
+    gbuffer = pool.gbuffer([0, 1, 2])
+    smooth = torch.nn.functional.normalize(gbuffer.normal, dim=1)
+    wish = 0.4 * torch.randn(smooth.shape, generator=torch.Generator().manual_seed(0))
+    wanted = torch.nn.functional.normalize(smooth + wish, dim=1)
+    assert torch.allclose(shading_normal(gbuffer, conditions.tangent_normal(gbuffer, wanted)), wanted, atol=1e-4)
+    flat = conditions.tangent_normal(gbuffer, smooth)
+    assert torch.allclose(flat, torch.tensor([0.0, 0.0, 1.0]).expand_as(flat), atol=1e-4)
+
+
+def test_a_flat_normal_map_changes_nothing():
+    """Without a tilt the map's tangent frame has no direction of its own; the world's light must not depend on one."""
+    pool = new_pool(shapes_for_tests.mesh_of(shapes_for_tests.torus()), 48, seed=0)
+    gbuffer, lights = pool.gbuffer([0, 1]), lighting.sample(2, torch.Generator().manual_seed(0))
+    lights = replace(lights, sun_irradiance=torch.zeros_like(lights.sun_irradiance))
+    count = len(gbuffer.view)
+    grey = torch.full((count, 3), 0.5), torch.zeros(count), torch.full((count,), 0.4)
+    flat = torch.tensor([0.0, 0.0, 1.0]).expand(count, 3)
+    tables = ggx_tables.load()
+    plain = shade(gbuffer, SurfaceMaps(*grey), lights, tables)
+    mapped = shade(gbuffer, SurfaceMaps(*grey, flat), lights, tables)
+    assert abs(float(mapped.mean() / plain.mean()) - 1) < 0.01
