@@ -78,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     texture.add_argument("--guidance", default=defaults.guidance, help="how the model is distilled: clamped, sds, …")
     texture.add_argument("--guidance-scale", type=float, help="w: 1 is the prompt alone; without it the model's own")
     texture.add_argument("--steps", type=int, help="optimiser steps; without it what the quality says")
+    texture.add_argument("--guidance", default=defaults.guidance, help="how the model is distilled: clamped, sds, …")
+    texture.add_argument("--guidance-scale", type=float, help="w: 1 is the prompt alone; without it the model's own")
+    texture.add_argument("--steps", type=int, help="optimiser steps; without it what the quality says")
     texture.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default=defaults.device)
     texture.set_defaults(command=_texture)
 
@@ -143,6 +146,9 @@ def _texture(options: argparse.Namespace) -> int:
         quality=options.quality,
         texture_size=options.texture_size,
         model=options.model,
+        guidance=options.guidance,
+        guidance_scale=options.guidance_scale,
+        steps=options.steps,
         guidance=options.guidance,
         guidance_scale=options.guidance_scale,
         steps=options.steps,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .diffusion.interface import Denoiser, Latent, Prediction, Scene, Worded
+from .diffusion.interface import Denoiser, Latent, ModelError, Prediction, Scene, Worded
 
 if TYPE_CHECKING:
     from .distillation import Options
@@ -25,7 +25,7 @@ NFSD_SMALL = 0.2  # share of the timesteps below which NFSD takes the prediction
 ISM_STRIDE = 0.2  # of the timesteps: the longest step of the inversion
 
 
-class GuidanceError(ValueError):
+class GuidanceError(ModelError):
     """This method cannot be used with this model; a sentence for a person that says what to do."""
 
 

@@ -4,17 +4,14 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
 from addon.protocol import BUILT_IN_MODEL
 
-from .diffusion.interface import Denoiser
-
-
-class ModelError(ValueError):
-    """The model cannot be used; a sentence for a person that says what to do."""
+from .diffusion.interface import Denoiser, ModelError
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -51,8 +48,10 @@ class ModelShelf:
 
 
 def _load(name: str, device: torch.device) -> Denoiser:
-    if name != BUILT_IN_MODEL:
-        raise ModelError(f"Patina does not know the model “{name}”. This version comes with “{BUILT_IN_MODEL}” only.")
+    return _built_in(device) if name == BUILT_IN_MODEL else _from_folder(name, device)
+
+
+def _built_in(device: torch.device) -> Denoiser:
     from .diffusion.built_in import BuiltInPrior
 
     try:
@@ -62,3 +61,17 @@ def _load(name: str, device: torch.device) -> Denoiser:
     # A file that is torn is a SafetensorError or a ValueError, weights of another shape a RuntimeError.
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(f"The built-in model cannot be loaded; install Patina again. ({error})") from error
+
+
+def _from_folder(name: str, device: torch.device) -> Denoiser:
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise ModelError(
+            f"Patina does not know the model “{name}”. Choose “{BUILT_IN_MODEL}”, or the folder of a model in "
+            "diffusers' format."
+        )
+    try:
+        from .diffusion import families
+    except ImportError as error:
+        raise ModelError(f"Models from folders need the library “{error.name}”. Repair the backend.") from error
+    return families.load(path.absolute(), device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import lighting, material
-from .diffusion.interface import Denoiser, Scene
+from .diffusion.interface import Denoiser, Latent, Scene, decode, encode
 from .ggx_tables import GgxTables
 from .guidance import classifier_free
 from .rasterize import GBuffer, select
@@ -66,16 +66,20 @@ def paint(model: Denoiser, scene: Scene, generator: torch.Generator) -> Tensor:
     alphas_cumprod = model.alphas_cumprod.to(device)
     total = len(alphas_cumprod)
     times = torch.linspace(0.98 * total, 0.02 * total, DENOISING_STEPS).long()
-    noisy = torch.randn(count, 3, size, size, generator=generator).to(device)
+    # Noise lives where the model has it: in the picture, or in latents of it.
+    blank = encode(model, torch.zeros(count, 3, size, size, device=device))
+    noisy = torch.randn(blank.shape, generator=generator).to(device)
     scale = min(model.guidance_scale, GUIDANCE_SCALE)
     for index, time in enumerate(times):
         prediction = model.predict(noisy, time.expand(count).to(device), scene, guided=scale != 1)
-        x0_hat = classifier_free(prediction, scale).clamp(-1, 1)
+        x0_hat = classifier_free(prediction, scale)
+        if not isinstance(model, Latent):
+            x0_hat = x0_hat.clamp(-1, 1)
         alpha_bar = alphas_cumprod[time]
         noise = (noisy - alpha_bar.sqrt() * x0_hat) / (1 - alpha_bar).sqrt()
         after = alphas_cumprod[times[index + 1]] if index + 1 < DENOISING_STEPS else torch.ones((), device=device)
         noisy = after.sqrt() * x0_hat + (1 - after).sqrt() * noise
-    return noisy
+    return decode(model, noisy).clamp(-1, 1)
 
 
 def _fit(

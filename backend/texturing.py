@@ -9,7 +9,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from addon.protocol import Event, JobFolder, TextureRequest
 
 from . import checkpoint, ggx_tables, material, optimisation, views
 from .diffusion.interface import Denoiser
+from .distillation import published
 from .guidance import GUIDANCE
 from .maps import write_maps
 from .mesh import Mesh, load_job_mesh
@@ -105,6 +106,7 @@ def make_plan(request: TextureRequest, model: Denoiser) -> Plan:
         guidance_scale=model.guidance_scale if request.guidance_scale is None else request.guidance_scale,
         pattern_scale=request.pattern_scale,
         seed=request.seed,
+        options=replace(published(request.guidance), negative_prompt=bool(request.negative_prompt.strip())),
     )
 
 

@@ -18,6 +18,10 @@ from ..lighting import Lights
 from ..rasterize import GBuffer, select
 
 
+class ModelError(ValueError):
+    """The model cannot be used; a sentence for a person that says what to do."""
+
+
 @dataclass(frozen=True)
 class Scene:
     """What a batch of pictures shows: beside the noisy picture, all a model may condition on.

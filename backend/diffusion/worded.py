@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all models that read free text share: words of each view, pictures in small batches, memory given back.
+
+The prompt is encoded once, with every view's words, and the text encoders leave memory before the network enters
+the device. A family's file says how its texts are encoded, and what its network is asked.
+"""
+
+from __future__ import annotations
+
+import gc
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor
+
+from ..prompts import view_words
+from .folder import ModelFolder
+from .interface import Prediction, Scene
+from .view_words import VIEWS, view_shares
+
+ROWS = 4  # pictures, each with and without the prompt counted, that a network sees at once
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """N texts as a network reads them: sequence (N, L, D), pooled (N, P) or None, length (N,) of each sequence."""
+
+    sequence: Tensor
+    pooled: Tensor | None
+    length: Tensor
+
+    def __getitem__(self, rows: Tensor | slice) -> Embedded:
+        return Embedded(self.sequence[rows], None if self.pooled is None else self.pooled[rows], self.length[rows])
+
+    def mixed(self, shares: Tensor) -> Embedded:
+        """Weighted means, shares (B, N)."""
+        sequence = torch.einsum("bn,nld->bld", shares.to(self.sequence), self.sequence)
+        pooled = None if self.pooled is None else shares.to(self.pooled) @ self.pooled
+        return Embedded(sequence, pooled, self.length[:1].expand(len(shares)))
+
+
+def joined(parts: list[Embedded]) -> Embedded:
+    pooled = [part.pooled for part in parts if part.pooled is not None]
+    return Embedded(
+        torch.cat([part.sequence for part in parts]),
+        torch.cat(pooled) if pooled else None,
+        torch.cat([part.length for part in parts]),
+    )
+
+
+class WordedModel(ABC):
+    """A Denoiser (interface.py) that reads free text. `network` lies on the CPU until it is first asked."""
+
+    background: float | None = None
+    sees_geometry = False
+    soft_views = True  # texts of equal length can be mixed; others cannot
+    rows = ROWS
+
+    def __init__(self, folder: ModelFolder, device: torch.device) -> None:
+        diffusers_logging.disable_progress_bar()
+        self.folder, self.device = folder, device
+        self.name = folder.path.name
+        self.dtype = working_dtype(device)
+        self._texts: tuple[str, ...] = ()
+        self._embedded: Embedded | None = None
+
+    @abstractmethod
+    def encode_texts(self, texts: tuple[str, ...]) -> tuple[Embedded, bool]:
+        """The texts as the network reads them, and whether any of them was too long for it."""
+
+    @abstractmethod
+    def ask(self, noisy: Tensor, timestep: Tensor, words: Embedded) -> Tensor:
+        """x0_hat (B, C, h, w) of noisy (B, C, h, w) at timestep (B,) for texts (B), float32."""
+
+    @abstractmethod
+    def modules(self) -> tuple[torch.nn.Module, ...]:
+        """What moves between the CPU and the device."""
+
+    def set_prompt(self, prompt: str, negative_prompt: str) -> tuple[str, ...]:
+        """Encode for the calls that follow; returns warnings."""
+        texts = (prompt, *(f"{prompt}, {view}" for view in VIEWS), negative_prompt.strip(), "")
+        if texts == self._texts:
+            return self._warnings
+        for module in self.modules():
+            module.to("cpu")
+        with torch.no_grad():
+            self._embedded, cut = self.encode_texts(texts)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._texts = texts
+        self._warnings = self.words_about_prompt()
+        if cut:
+            self._warnings += (f"The prompt is too long for {self.name}: its end was not read.",)
+        return self._warnings
+
+    def words_about_prompt(self) -> tuple[str, ...]:
+        """Warnings that any prompt gets."""
+        return ()
+
+    def predict(self, noisy: Tensor, timestep: Tensor, scene: Scene, guided: bool = True) -> Prediction:
+        words = self._words_of_views(scene, len(noisy))
+        if not guided:
+            conditional = self._ask_in_parts(noisy, timestep, words)
+            return Prediction(conditional, conditional)
+        other = self._row("negative" if self._texts[5] else "nothing", len(noisy))
+        both = self._ask_in_parts(torch.cat((noisy, noisy)), torch.cat((timestep, timestep)), joined([words, other]))
+        return Prediction(*both.chunk(2))
+
+    def predict_words(self, noisy: Tensor, timestep: Tensor, scene: Scene, words: tuple[str, ...]) -> Tensor:
+        return self._ask_in_parts(noisy, timestep, joined([self._row(word, 1) for word in words]))
+
+    def _words_of_views(self, scene: Scene, count: int) -> Embedded:
+        if scene.azimuth_deg is None or scene.elevation_deg is None:
+            return self._row("", count)
+        angles = list(zip(scene.azimuth_deg.tolist(), scene.elevation_deg.tolist(), strict=True))
+        if self.soft_views:
+            return self._embedded[1:5].mixed(torch.tensor([view_shares(*angle) for angle in angles]))
+        return joined([self._row(view_words(*angle), 1) for angle in angles])
+
+    def _row(self, words: str, count: int) -> Embedded:
+        rows = {"": 0, **{view: 1 + number for number, view in enumerate(VIEWS)}, "negative": 5, "nothing": 6}
+        return self._embedded[torch.full((count,), rows[words])]
+
+    @torch.no_grad()
+    def _ask_in_parts(self, noisy: Tensor, timestep: Tensor, words: Embedded) -> Tensor:
+        """Never more than `rows` pictures at once: memory does not grow with the number of views."""
+        for module in self.modules():
+            module.to(self.device)
+        answers = [
+            self.ask(noisy[part], timestep[part].to(self.device), words[part])
+            for part in (slice(start, start + self.rows) for start in range(0, len(noisy), self.rows))
+        ]
+        return torch.cat(answers).to(noisy)
+
+
+def working_dtype(device: torch.device) -> torch.dtype:
+    """Half precision where the device is made for it."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.float16 if device.type == "mps" else torch.float32
+
+
+def network(folder: ModelFolder, part: str, kind: type, dtype: torch.dtype) -> torch.nn.Module:
+    """A diffusers model of the folder, on the CPU, frozen. Raises OSError, ValueError, RuntimeError."""
+    loaded = kind.from_pretrained(
+        folder.path / part, use_safetensors=True, local_files_only=True, torch_dtype=dtype,
+        variant=folder.variant(part), low_cpu_mem_usage=True,
+    )  # fmt: skip
+    return loaded.eval().requires_grad_(False)
+
+
+def text_parts(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> dict[str, object]:
+    """The folder's tokenizers on hand and text encoders on `device`, by part; whoever holds them last frees them."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    parts: dict[str, object] = {}
+    for part, kind in folder.parts.items():
+        if part.startswith("tokenizer"):
+            parts[part] = getattr(transformers, kind).from_pretrained(folder.path / part, local_files_only=True)
+        elif part.startswith("text_encoder"):
+            encoder = getattr(transformers, kind).from_pretrained(
+                folder.path / part, use_safetensors=True, local_files_only=True, dtype=dtype,
+                variant=folder.variant(part),
+            )  # fmt: skip
+            parts[part] = encoder.eval().requires_grad_(False).to(device)
+    return parts
+
+
+def too_long(tokenizer, texts: tuple[str, ...], limit: int) -> bool:
+    """Whether the tokenizer would cut any of the texts at `limit` tokens."""
+    return any(len(tokenizer(text).input_ids) > limit for text in texts)
