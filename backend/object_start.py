@@ -25,9 +25,10 @@ DENOISING_STEPS = 8
 FIT_STEPS = 70
 FIT_POINTS = 4000
 DIELECTRIC, METAL, UNDECIDED = -0.9, 0.9, 0.0  # raw metallic: 0.03, 0.97 and 0.5
-# Error of the metal by that of the dielectric: below the one it is metal, above the other it is not. In between the object
-# is a mixture or dark and rough, and its texels decide, from a metallic value near the middle.
+# Error of the metal by that of the dielectric: below the one it is metal, above the other it is not. In between the
+# object is a mixture or dark and rough, and its texels decide, from a metallic value near the middle.
 SURELY_METAL, SURELY_NOT = 0.8, 1.15
+SMOOTHEST = -0.65  # raw roughness: 0.07; a mirror shows less and less of how smooth it is
 LEANING = 0.25  # raw metallic, how far the free fit may lean: 0.27 to 0.73
 GUIDANCE_SCALE = 1.5  # at most: enough to tell materials apart, too little to saturate
 
@@ -104,4 +105,6 @@ def _fit(
         optimiser.zero_grad()
         error.backward()
         optimiser.step()
+        with torch.no_grad():
+            raw[material.ROUGHNESS].clamp_(min=SMOOTHEST)
     return float(error.detach()), (begin + moves * (raw - begin)).detach()

@@ -85,7 +85,8 @@ def _lobe(gbuffer: GBuffer, maps: SurfaceMaps, tables: GgxTables) -> _Lobe:
     smooth = shading_normal(gbuffer, None)
     normal = specular = smooth
     kept = diffuse_moments = None
-    roughness = maps.roughness.clamp(ROUGHNESS_MIN, 1.0)
+    # The gradient passes the floor: a map that fell below it must be able to come back.
+    roughness = maps.roughness + (maps.roughness.clamp(ROUGHNESS_MIN, 1.0) - maps.roughness).detach()
     if maps.normal is not None:
         normal = shading_normal(gbuffer, maps.normal)
         specular = bump.specular_normal(normal, gbuffer.geometric_normal, gbuffer.to_camera)
