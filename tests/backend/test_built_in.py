@@ -243,3 +243,23 @@ def test_the_shipped_prior_keeps_a_picture_that_is_hardly_noisy(shipped):
     error = (x0_hat - picture)[object_pixels(scene)].square().mean().sqrt()
     print(f"off by {error:.3f}")
     assert error < 0.15
+
+
+def test_the_shipped_prior_leads_maps_back_that_went_astray(shipped):
+    """Nothing else would: a picture without noise is believed, and errors would add up over the steps."""
+    scene = scene_of(shipped.render_size, pictures=3)
+    shipped.set_prompt("matte steel", "")
+    timestep = torch.full((3,), 200)
+    alpha_bar = shipped.alphas_cumprod[timestep].view(-1, 1, 1, 1)
+    inside, behind = object_pixels(scene), torch.full((3, scene.size, scene.size, 3), 2 * conditions.BACKGROUND - 1)
+
+    def shown(grey):
+        steel = torch.tensor([grey, grey, grey, 1.0, 0.75, 0.5, 0.5])
+        points = oracle.render(lambda g: steel.expand(len(g.uv), 7), scene.gbuffer, scene.lights)
+        return scene.gbuffer.picture(points * 2 - 1, behind).permute(0, 3, 1, 2)
+
+    astray = shown(0.95)
+    noise = torch.randn(astray.shape, generator=torch.Generator().manual_seed(4))
+    x0_hat = shipped.predict(alpha_bar.sqrt() * astray + (1 - alpha_bar).sqrt() * noise, timestep, scene).conditional
+    wanted, found, gone = (float(picture[inside].mean()) for picture in (shown(0.7), x0_hat, astray))
+    assert abs(found - wanted) < 0.35 * (gone - wanted)
