@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     """Compare a folder of renders (made first where it has none) and write the table as JSON."""
     parser = argparse.ArgumentParser("python -m backend evaluate parity", description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--renders", type=Path, help="folder of parity_renders.py; default: FILE without .json")
+    parser.add_argument("--renders", type=Path, help="what parity_renders.py made; default: made in FILE without .json")
     parser.add_argument("--table", choices=("full", "small", "fingerprint"), default="small")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--samples", type=int, default=512)
@@ -62,6 +62,9 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     renders = options.renders or options.json.with_suffix("")
     if not (renders / "facts.json").is_file():
+        if options.renders:
+            raise FileNotFoundError(f"{renders} holds no facts.json: run {RENDERER.name} there first, or again.")
+        print(f"Cycles renders the {options.table} table into {renders}; what is there already is kept.", flush=True)
         _render(renders, options)
     facts = json.loads((renders / "facts.json").read_text("utf-8"))
     result = compare(renders, facts, options.pictures)

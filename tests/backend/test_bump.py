@@ -87,3 +87,17 @@ def test_light_fades_towards_the_smooth_terminator():
     ]
     assert shares == sorted(shares, reverse=True) and shares[0] == 1 and shares[-1] < 0.05
     assert float(bump.softened(smooth, smooth, torch.tensor([[1.0, 0.0, 0.05]], dtype=WIDE))) == 1
+
+
+def test_a_flat_normal_map_changes_nothing():
+    import test_shading as points_of
+
+    count = 200
+    gbuffer, maps = points_of.points(count), points_of.plain(count, 0.6, 0.4, 0.5)
+    gbuffer = points_of.replace(gbuffer, to_camera=torch.where(torch.arange(count)[:, None] < 5, gbuffer.normal,
+                                                               gbuffer.to_camera))  # fmt: skip
+    flat = points_of.replace(maps, normal=torch.tensor([[0.0, 0.0, 1.0]], dtype=WIDE).expand(count, 3))
+    for kind in ("suns", "world"):
+        lights = points_of.lights_of(kind, count)
+        one, other = (points_of.shade(gbuffer, m, lights, TABLES) for m in (maps, flat))
+        assert torch.allclose(one, other, rtol=2e-3, atol=1e-6), (one / other - 1).abs().max()
