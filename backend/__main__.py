@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `python -m backend serve | run | texture | doctor | evaluate`.
+"""The command line: `python -m backend serve | run | texture | models | doctor | evaluate`.
 
 Knows arguments, exit codes and one-sentence errors; the work is done elsewhere. Everything heavy is imported
 by the command that needs it, so that the process answers at once.
@@ -78,14 +78,23 @@ def _parser() -> argparse.ArgumentParser:
     texture.add_argument("--guidance", default=defaults.guidance, help="how the model is distilled: clamped, sds, …")
     texture.add_argument("--guidance-scale", type=float, help="w: 1 is the prompt alone; without it the model's own")
     texture.add_argument("--steps", type=int, help="optimiser steps; without it what the quality says")
-    texture.add_argument("--guidance", default=defaults.guidance, help="how the model is distilled: clamped, sds, …")
-    texture.add_argument("--guidance-scale", type=float, help="w: 1 is the prompt alone; without it the model's own")
-    texture.add_argument("--steps", type=int, help="optimiser steps; without it what the quality says")
     texture.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default=defaults.device)
     texture.set_defaults(command=_texture)
 
     doctor = commands.add_parser("doctor", help="say what works on this computer")
     doctor.set_defaults(command=_doctor)
+
+    models = commands.add_parser("models", help="the models on this computer: list, pull, check, remove")
+    actions = models.add_subparsers(required=True, metavar="ACTION", dest="action")
+    actions.add_parser("list", help="what is here, and what could be; with licences")
+    pull = actions.add_parser("pull", help="fetch a model, or the rest of it")
+    pull.add_argument("--accept", action="store_true", help="you have read the model's licence and agree")
+    check = actions.add_parser("check", help="say whether a model is whole and can be used")
+    remove = actions.add_parser("remove", help="delete a fetched model")
+    for action in (pull, remove):
+        action.add_argument("model", metavar="ID", help="owner/name on the hub")
+    check.add_argument("model", metavar="PATH", help="a model's folder, or the id of a fetched one")
+    models.set_defaults(command=_models)
 
     evaluate = commands.add_parser("evaluate", help="measure; options behind NAME are its own", add_help=False)
     evaluate.add_argument("name", metavar="NAME")
@@ -145,10 +154,7 @@ def _texture(options: argparse.Namespace) -> int:
         seed=options.seed,
         quality=options.quality,
         texture_size=options.texture_size,
-        model=options.model,
-        guidance=options.guidance,
-        guidance_scale=options.guidance_scale,
-        steps=options.steps,
+        model=_model_named(options.model),
         guidance=options.guidance,
         guidance_scale=options.guidance_scale,
         steps=options.steps,
@@ -176,6 +182,11 @@ def _texture(options: argparse.Namespace) -> int:
     return code
 
 
+def _model_named(name: str) -> str:
+    """A model's folder by its whole path: the job may be resumed from elsewhere."""
+    return str(Path(name).absolute()) if name != protocol.BUILT_IN_MODEL and Path(name).exists() else name
+
+
 def _new_job_folder(out: Path) -> Path:
     """The next free `job-N` in `out`; jobs that were there before stay."""
     out.mkdir(parents=True, exist_ok=True)
@@ -193,6 +204,15 @@ def _doctor(_: argparse.Namespace) -> int:
     from . import doctor
 
     return doctor.main()
+
+
+def _models(options: argparse.Namespace) -> int:
+    from . import model_store, models
+
+    try:
+        return model_store.main(options)
+    except models.ModelError as error:
+        raise UsageError(str(error)) from error
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gc
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -64,14 +63,15 @@ def _built_in(device: torch.device) -> Denoiser:
 
 
 def _from_folder(name: str, device: torch.device) -> Denoiser:
-    path = Path(name).expanduser()
-    if not path.exists():
-        raise ModelError(
-            f"Patina does not know the model “{name}”. Choose “{BUILT_IN_MODEL}”, or the folder of a model in "
-            "diffusers' format."
-        )
     try:
         from .diffusion import families
+        from .model_store import find
     except ImportError as error:
         raise ModelError(f"Models from folders need the library “{error.name}”. Repair the backend.") from error
-    return families.load(path.absolute(), device)
+    path = find(name)
+    if path is None:
+        raise ModelError(
+            f"Patina does not know the model “{name}”. Choose “{BUILT_IN_MODEL}”, the folder of a model in diffusers' "
+            "format, or fetch one with: python -m backend models pull ID"
+        )
+    return families.load(path, device)

