@@ -4,7 +4,7 @@
 Metallic is bistable under score distillation: the wrong side of a metal is a local minimum that texels
 rarely leave. So it is decided first, at object level, where the object is of one kind: the model paints a few
 views from noise in a few deterministic steps (DDIM), under known lights; a uniform dielectric, a uniform metal
-and a free mixture are fitted to them, and compared.
+and a free mixture are fitted to them, and compared. A model that thinks in materials is asked instead.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import lighting, material
-from .diffusion.interface import Denoiser, Latent, Scene, decode, encode
+from .diffusion.interface import Denoiser, KnowsMaterials, Latent, Scene, decode, encode
 from .ggx_tables import GgxTables
 from .guidance import classifier_free
 from .rasterize import GBuffer, select
@@ -28,6 +28,7 @@ DIELECTRIC, METAL, UNDECIDED = -0.9, 0.9, 0.0  # raw metallic: 0.03, 0.97 and 0.
 # Error of the metal by that of the dielectric: below the one it is metal, above the other it is not. In between the
 # object is a mixture or dark and rough, and its texels decide, from a metallic value near the middle.
 SURELY_METAL, SURELY_NOT = 0.8, 1.15
+MIXED = (0.1, 0.9)  # mean metallic values that no single material has
 SMOOTHEST = -0.65  # raw roughness: 0.07; a mirror shows less and less of how smooth it is
 LEANING = 0.25  # raw metallic, how far the free fit may lean: 0.27 to 0.73
 GUIDANCE_SCALE = 1.5  # at most: enough to tell materials apart, too little to saturate
@@ -41,6 +42,8 @@ def uniform_start(
     device = pool.triangles.positions.device
     lights = lighting.sample(len(indices), generator).to(device)
     scene = pool.scene(indices, lights, pattern_scale, offset)
+    if isinstance(model, KnowsMaterials):
+        return _raw_of(model.mean_material(scene))
     target = paint(model, scene, generator)
     drawn = torch.randperm(scene.gbuffer.pixel.numel(), generator=generator)[:FIT_POINTS]
     keep = torch.zeros(scene.gbuffer.pixel.numel(), dtype=torch.bool, device=device)
@@ -58,6 +61,16 @@ def uniform_start(
     undecided = mixture[1].clone()
     undecided[material.METALLIC].clamp_(-LEANING, LEANING)
     return undecided
+
+
+def _raw_of(values: Tensor) -> Tensor:
+    """Raw channels (7,) of base colour, metallic and roughness (5,); a metallic value in the middle stays undecided."""
+    raw = torch.zeros(material.CHANNELS, device=values.device)
+    raw[: len(values)] = torch.logit(values.clamp(0.03, 0.97)) / 4
+    metallic = float(values[material.METALLIC])
+    if MIXED[0] < metallic < MIXED[1]:
+        raw[material.METALLIC].clamp_(-LEANING, LEANING)
+    return raw
 
 
 def paint(model: Denoiser, scene: Scene, generator: torch.Generator) -> Tensor:

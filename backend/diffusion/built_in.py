@@ -70,6 +70,12 @@ class BuiltInPrior:
         return warnings
 
     @torch.no_grad()
+    def mean_material(self, scene: Scene) -> Tensor:
+        return scene.remembered(tuple(self._words.tolist()), lambda points: self._expect(points, scene, self._words))[
+            :, : conditions.VALUES
+        ].mean(0)
+
+    @torch.no_grad()
     def predict(self, noisy: Tensor, timestep: Tensor, scene: Scene, guided: bool = True) -> Prediction:
         fixed = conditions.fixed_renders(scene.gbuffer, scene.lights, self.tables)
         conditional = self._predict(noisy, timestep, scene, fixed, self._words)

@@ -84,6 +84,14 @@ class Denoiser(Protocol):
 
 
 @runtime_checkable
+class KnowsMaterials(Protocol):
+    """What a Denoiser offers besides, that thinks in materials: it need not be asked through pictures."""
+
+    def mean_material(self, scene: Scene) -> Tensor:
+        """(5,) base colour (display), metallic and roughness that the prompt means on average over the points."""
+
+
+@runtime_checkable
 class Latent(Protocol):
     """What a Denoiser offers besides, whose noise lives in latents: `predict` then takes and answers latents."""
 

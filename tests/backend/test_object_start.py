@@ -47,3 +47,20 @@ def test_a_mixture_is_left_to_its_texels():
     generator = torch.Generator().manual_seed(0)
     raw = uniform_start(Unguided(half, render_size=48), pool, ggx_tables.load(), 1.0, torch.zeros(3), generator)
     assert 0.25 < float(material.stored_values(raw)[material.METALLIC]) < 0.75
+
+
+@pytest.mark.parametrize(("metallic", "low", "high"), [(0.0, 0.0, 0.05), (1.0, 0.95, 1.0), (0.3, 0.25, 0.35)])
+def test_a_model_that_thinks_in_materials_is_asked_for_them(metallic, low, high):
+    class Knows(Unguided):
+        def mean_material(self, scene):
+            return torch.tensor([0.2, 0.5, 0.8, metallic, 0.4])
+
+        def predict(self, *_):
+            raise AssertionError("no picture is needed")
+
+    pool = new_pool(shapes_for_tests.mesh_of(shapes_for_tests.sphere()), 48, seed=3)
+    model = Knows(lambda gbuffer: None, render_size=48)
+    raw = uniform_start(model, pool, ggx_tables.load(), 1.0, torch.zeros(3), torch.Generator().manual_seed(0))
+    found = material.stored_values(raw)
+    assert torch.allclose(found[material.BASE_COLOR], torch.tensor([0.2, 0.5, 0.8]), atol=0.01)
+    assert abs(float(found[material.ROUGHNESS]) - 0.4) < 0.01 and low <= float(found[material.METALLIC]) <= high
