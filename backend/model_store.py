@@ -16,6 +16,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlparse
 
 from addon import protocol
 
@@ -116,6 +117,10 @@ def pull(identifier: str, accept: bool, tell=print) -> Path:
     there = size_of(target) if target.is_dir() else 0
     if total - there > free:
         raise ModelError(f"The disk has {free / 1e9:.1f} GB free; the model needs {(total - there) / 1e9:.1f} GB more.")
+    for name, (size, digest) in wanted.items():  # of an older revision, or damaged
+        old = target / name
+        if old.is_file() and (old.stat().st_size != size or (digest and _sha256(old) != digest)):
+            old.unlink()
     for number, name in enumerate(wanted, 1):
         tell(f"[{number}/{len(wanted)}] {name}")
         _fetch(hub, identifier, name, info.sha, target)
@@ -132,7 +137,7 @@ def _ask_hub(identifier: str):
     except ImportError as error:
         raise ModelError(f"Fetching models needs the library “{error.name}”. Repair the backend.") from error
     try:
-        return hub, hub.HfApi().model_info(identifier, files_metadata=True, timeout=20)
+        return hub, hub.HfApi(endpoint=_endpoint()).model_info(identifier, files_metadata=True, timeout=20)
     except hub.errors.GatedRepoError as error:
         raise ModelError(_gated(hub, identifier)) from error
     except hub.errors.RepositoryNotFoundError as error:
@@ -154,7 +159,8 @@ def _wanted_files(hub, identifier: str, info) -> dict[str, tuple[int | None, str
         raise ModelError(f"“{identifier}” is a “{pipeline}”, which Patina does not know: {', '.join(folder.KNOWN)}.")
     wanted = {"model_index.json": there["model_index.json"]}
     for part in folder.KNOWN[pipeline]:
-        names = [name for name in there if name.startswith(f"{part}/") and FETCHED.search(name)]
+        # A name from the network becomes a path here: a plain file of the part, nothing above or below it.
+        names = [name for name in there if re.fullmatch(rf"{part}/[\w.-]+", name) and FETCHED.search(name)]
         half = [name for name in names if ".fp16." in name]
         weights = [name for name in names if ".safetensors" in name]
         if not weights and part not in ("scheduler",) and not part.startswith("tokenizer") and names:
@@ -166,16 +172,39 @@ def _wanted_files(hub, identifier: str, info) -> dict[str, tuple[int | None, str
 
 
 def _fetch(hub, identifier: str, name: str, revision: str, target: Path) -> Path:
+    """One file of the model, as a whole. What a broken download brought is kept beside it, and gone on with:
+    huggingface_hub itself does so only as long as its process lives."""
+    whole = target / name
+    if whole.is_file():
+        return whole
+    part = whole.with_name(f"{whole.name}.{revision[:8]}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return Path(hub.hf_hub_download(identifier, name, revision=revision, local_dir=target))
+        told = hub.get_hf_file_metadata(hub.hf_hub_url(identifier, name, revision=revision, endpoint=_endpoint()))
+        headers = hub.utils.build_hf_headers()
+        if urlparse(told.location).netloc != urlparse(_address(hub, identifier)).netloc:
+            headers.pop("authorization", None)  # the store behind the hub has no business with it
+        there = part.stat().st_size if part.is_file() else 0
+        if there != told.size:
+            with part.open("ab") as file:
+                hub.file_download.http_get(
+                    told.location, file, resume_size=there, headers=headers, expected_size=told.size,
+                    displayed_filename=name,
+                )  # fmt: skip
     except hub.errors.GatedRepoError as error:
         raise ModelError(_gated(hub, identifier)) from error
-    except OSError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"{name} could not be fetched ({type(error).__name__}). Pull again: it goes on where it ended."
-        ) from error
+    except OSError as error:
+        if error.errno is not None:  # the disk's; the transport's own have no number
+            raise
+        raise _broken(name, error) from error
+    except Exception as error:  # the client's transport raises its own library's errors
+        raise _broken(name, error) from error
+    os.replace(part, whole)
+    return whole
+
+
+def _broken(name: str, error: Exception) -> ModelError:
+    return ModelError(f"{name} could not be fetched ({type(error).__name__}). Pull again: it goes on where it ended.")
 
 
 def _gated(hub, identifier: str) -> str:
@@ -186,7 +215,12 @@ def _gated(hub, identifier: str) -> str:
 
 
 def _address(hub, identifier: str) -> str:
-    return f"{hub.constants.ENDPOINT}/{identifier}"
+    return f"{_endpoint() or hub.constants.ENDPOINT}/{identifier}"
+
+
+def _endpoint() -> str | None:
+    """Another hub than the usual one, as huggingface_hub's own variable names it."""
+    return os.environ.get("HF_ENDPOINT") or None
 
 
 def _licence(info) -> str:

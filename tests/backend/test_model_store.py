@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`models list | pull | check | remove`, with huggingface_hub's real client before a hub of our own."""
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import toy_models
+
+from addon import protocol
+from backend import __main__ as command
+from backend import model_store
+from backend.diffusion.interface import ModelError
+
+ID, REVISION = "toys/red", "a" * 40
+LARGE = 20_000  # bytes from which on the hub keeps a file's sha256
+
+
+class Hub(ThreadingHTTPServer):
+    """The part of the hub that fetching a model takes: what a model holds, and byte ranges of its files."""
+
+    def __init__(self, folder):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder, self.served, self.break_after, self.gated = folder, [], None, False
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def address(self):
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        hub = self.server
+        if hub.gated:
+            self.send_response(403)
+            self.send_header("X-Error-Code", "GatedRepo")
+            self.send_header("X-Error-Message", "Access to this model is restricted")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        path = self.path.partition("?")[0]
+        if path.startswith(f"/api/models/{ID}"):
+            return self.answer(json.dumps(self.listing()).encode(), {"Content-Type": "application/json"})
+        name = path.removeprefix(f"/{ID}/resolve/{REVISION}/")
+        file = hub.folder / name
+        if name == path or not file.is_file():
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        content = file.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        self.answer(content, {"X-Repo-Commit": REVISION, "ETag": f'"{digest}"', "Accept-Ranges": "bytes"}, name)
+
+    def listing(self):
+        files = []
+        for file in sorted(self.server.folder.rglob("*")):
+            if file.is_file():
+                content = file.read_bytes()
+                entry = {"rfilename": file.relative_to(self.server.folder).as_posix(), "size": len(content)}
+                if len(content) > LARGE:
+                    entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content),
+                                    "pointerSize": 130}  # fmt: skip
+                files.append(entry)
+        files += [{"rfilename": name, "size": 3} for name in ("unet/../../../evil.json", "unet/a/b.json", "/etc/c.json")]
+        return {"id": ID, "sha": REVISION, "siblings": files, "cardData": {"license": "toy-1.0"}}
+
+    def answer(self, content, headers, name=None):
+        start = 0
+        if "Range" in self.headers:
+            start = int(self.headers["Range"].removeprefix("bytes=").partition("-")[0])
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        else:
+            self.send_response(200)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        hub = self.server
+        if name is not None:
+            hub.served.append((name, start))
+            if hub.break_after is not None and len(content) > LARGE:
+                self.wfile.write(content[start : start + hub.break_after])
+                self.wfile.flush()
+                hub.break_after = 0  # the client tries again by itself, and gets nothing more
+                return self.connection.close()
+        self.wfile.write(content[start:])
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    folder = toy_models.save("sd", tmp_path_factory.mktemp("hub") / "red")
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
+    (folder / "README.md").write_text("# Red")
+    (folder / "safety_checker").mkdir()
+    (folder / "safety_checker" / "model.safetensors").write_bytes(b"0" * 99)
+    return folder
+
+
+@pytest.fixture
+def hub(published):
+    made = Hub(published)
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+@pytest.fixture
+def models(monkeypatch, capsys):
+    """The command as a user types it: (exit code, stdout, stderr). Without a hub, nobody listens there."""
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    # What it writes at once: 10 MB, more than a toy has.
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 4096)
+
+    def run(hub, home, *arguments):
+        monkeypatch.setenv("HF_ENDPOINT", hub.address if hub else "http://127.0.0.1:9")
+        monkeypatch.setenv("PATINA_MODELS", str(home))
+        code = command.main(["models", *arguments])
+        out, told = capsys.readouterr()
+        return code, out, told
+
+    return run
+
+
+def test_pull_tells_the_licence_first_goes_on_where_it_broke_and_checks_what_came(hub, models, tmp_path):
+    code, _, told = models(hub, tmp_path, "pull", ID)
+    assert code == protocol.EXIT_BAD_REQUEST
+    assert "licence: toy-1.0" in told and "Nothing was fetched. Read the licence at http" in told
+    assert not any(name.endswith(".safetensors") for name, _ in hub.served)
+
+    hub.break_after = 15_000
+    code, _, told = models(hub, tmp_path, "pull", ID, "--accept")
+    assert code != 0 and "Traceback" not in told, told
+    hub.break_after = None
+    hub.served.clear()
+    code, out, told = models(hub, tmp_path, "pull", ID, "--accept")
+    assert code == 0, told
+    place = tmp_path / "toys--red"
+    assert out.strip() == str(place)
+    assert any(start > 0 for _, start in hub.served), "it began anew"
+    names = {name for name, _ in hub.served}
+    assert not list(tmp_path.parent.rglob("evil.json")) and not (place / "unet" / "a").exists()
+    assert not any(name.endswith(".bin") or name.startswith(("safety_checker", "README")) for name in names)
+
+    # From here on there is no network.
+    code, out, _ = models(None, tmp_path, "list")
+    assert code == 0 and "toys/red: 0.00 GB, toy-1.0; StableDiffusionPipeline" in out
+    assert "stabilityai/stable-diffusion-xl-base-1.0: about 7 GB, CreativeML Open RAIL++-M" in out
+    code, out, _ = models(None, tmp_path, "check", ID)
+    assert code == 0 and "is whole: StableDiffusionPipeline" in out
+    weights = place / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    code, _, told = models(None, tmp_path, "check", str(place))
+    assert code == protocol.EXIT_BAD_REQUEST and "is not what was published: it is damaged. Pull it again." in told
+    code, _, told = models(hub, tmp_path, "pull", ID, "--accept")
+    assert code == 0, "a damaged file is fetched anew"
+    code, out, _ = models(None, tmp_path, "remove", ID)
+    assert code == 0 and "GB are free again." in out and not place.exists()
+
+
+def test_a_model_that_asks_first_and_one_that_is_not_there(hub, models, tmp_path):
+    code, _, told = models(hub, tmp_path, "pull", "toys/blue", "--accept")
+    assert code == protocol.EXIT_BAD_REQUEST and "There is no model “toys/blue” on the hub" in told
+    hub.gated = True
+    code, _, told = models(hub, tmp_path, "pull", ID, "--accept")
+    assert code == protocol.EXIT_BAD_REQUEST and "given only to those who agreed to its licence" in told
+
+
+def test_without_a_network_the_sentence_says_so(models, tmp_path):
+    code, _, told = models(None, tmp_path, "pull", ID, "--accept")
+    assert code == protocol.EXIT_BAD_REQUEST
+    assert "The hub cannot be reached" in told and "Models that are here still work." in told
+
+
+def test_names_that_would_lead_out_of_the_models_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATINA_MODELS", str(tmp_path / "models"))
+    (tmp_path / "precious").mkdir()
+    for name in ("../precious", "a/..", "/etc", "one", "a/b/c", "", "a b/c"):
+        with pytest.raises(ModelError, match="is no model id; one looks like owner/name"):
+            model_store.remove(name)
+    with pytest.raises(ModelError, match="“toys/none” is not here. Fetched models: none."):
+        model_store.remove("toys/none")
+    assert (tmp_path / "precious").is_dir()
+
+
+def test_notes_that_cannot_be_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATINA_MODELS", str(tmp_path))
+    place = tmp_path / "toys--red"
+    place.mkdir()
+    for content in ("{", "[]", '{"id": 3, "files": {}}'):
+        (place / model_store.FACTS).write_text(content)
+        with pytest.raises(ModelError, match="patina.json cannot be read. Pull the model again."):
+            model_store.check(place)
+    assert model_store.find("toys/red") == place and model_store.find("toys/blue") is None
