@@ -16,6 +16,7 @@ from . import lighting, material
 from .diffusion.interface import Denoiser, KnowsMaterials, Latent, Scene, decode, encode
 from .ggx_tables import GgxTables
 from .guidance import classifier_free
+from .material import LearnableMaps
 from .rasterize import GBuffer, select
 from .shading import linear_to_srgb, shade
 from .views import ViewPool
@@ -29,6 +30,7 @@ DIELECTRIC, METAL, UNDECIDED = -0.9, 0.9, 0.0  # raw metallic: 0.03, 0.97 and 0.
 # object is a mixture or dark and rough, and its texels decide, from a metallic value near the middle.
 SURELY_METAL, SURELY_NOT = 0.8, 1.15
 MIXED = (0.1, 0.9)  # mean metallic values that no single material has
+PLACING_STEPS = 40
 SMOOTHEST = -0.65  # raw roughness: 0.07; a mirror shows less and less of how smooth it is
 LEANING = 0.25  # raw metallic, how far the free fit may lean: 0.27 to 0.73
 GUIDANCE_SCALE = 1.5  # at most: enough to tell materials apart, too little to saturate
@@ -43,7 +45,7 @@ def uniform_start(
     lights = lighting.sample(len(indices), generator).to(device)
     scene = pool.scene(indices, lights, pattern_scale, offset)
     if isinstance(model, KnowsMaterials):
-        return _raw_of(model.mean_material(scene))
+        return _raw_of(model.believed_material(scene).mean(0))
     target = paint(model, scene, generator)
     drawn = torch.randperm(scene.gbuffer.pixel.numel(), generator=generator)[:FIT_POINTS]
     keep = torch.zeros(scene.gbuffer.pixel.numel(), dtype=torch.bool, device=device)
@@ -63,14 +65,40 @@ def uniform_start(
     return undecided
 
 
+def place_metals(
+    maps: LearnableMaps, model: KnowsMaterials, pool: ViewPool, pattern_scale: float, offset: Tensor,
+    generator: torch.Generator,
+) -> None:  # fmt: skip
+    """In a mixture begin with metal where the model means metal: light alone can leave rough rust on either side.
+
+    Moves the metallic channel of the volumes, to which UV seams mean nothing, and nothing else.
+    """
+    volumes = list(maps.volumes[1:])
+    optimiser = torch.optim.Adam(volumes, lr=0.15)
+    for _ in range(PLACING_STEPS):
+        indices = pool.draw(VIEWS, CLOSE, generator)
+        scene = pool.scene(indices, lighting.uniform(len(indices)), pattern_scale, offset)
+        points = scene.gbuffer
+        believed = model.believed_material(scene)[:, material.METALLIC].clamp(0.03, 0.97)
+        raw = material.raw_values(maps, points.position, points.uv, points.footprint)[:, material.METALLIC]
+        gradients = torch.autograd.grad(((raw - torch.logit(believed) / 4) ** 2).mean(), volumes)
+        for volume, gradient in zip(volumes, gradients, strict=True):
+            volume.grad = gradient
+        optimiser.step()
+    for volume in volumes:
+        volume.grad = None
+
+
 def _raw_of(values: Tensor) -> Tensor:
-    """Raw channels (7,) of base colour, metallic and roughness (5,); a metallic value in the middle stays undecided."""
+    """Raw channels (7,) of base colour, metallic and roughness (5,)."""
     raw = torch.zeros(material.CHANNELS, device=values.device)
     raw[: len(values)] = torch.logit(values.clamp(0.03, 0.97)) / 4
-    metallic = float(values[material.METALLIC])
-    if MIXED[0] < metallic < MIXED[1]:
-        raw[material.METALLIC].clamp_(-LEANING, LEANING)
     return raw
+
+
+def is_mixed(raw: Tensor) -> bool:
+    """Whether a start (7,) is neither metal nor dielectric."""
+    return MIXED[0] < float(material.stored_values(raw)[material.METALLIC]) < MIXED[1]
 
 
 def paint(model: Denoiser, scene: Scene, generator: torch.Generator) -> Tensor:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from . import lighting, material
-from .diffusion.interface import Denoiser, Scene
+from .diffusion.interface import Denoiser, KnowsMaterials, Scene
 from .distillation import Aim, Options, take_aim
 from .ggx_tables import GgxTables
 from .material import LearnableMaps
-from .object_start import uniform_start
+from .object_start import is_mixed, place_metals, uniform_start
 from .shading import linear_to_srgb, shade
 from .views import ViewPool
 
@@ -74,11 +74,16 @@ def pattern_offset(plan: Plan) -> Tensor:
 
 
 def start(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxTables) -> None:
-    """Put the fresh `state` at the uniform material the model asks for (object_start.py)."""
-    raw = uniform_start(model, pool, tables, plan.pattern_scale, pattern_offset(plan), state.generator)
-    for maps in (state.maps, state.average):
-        with torch.no_grad():
-            maps.volumes[0].copy_(raw.view(1, -1, 1, 1, 1))
+    """Put the fresh `state` at the material the model asks for (object_start.py)."""
+    pattern = plan.pattern_scale, pattern_offset(plan)
+    raw = uniform_start(model, pool, tables, *pattern, state.generator)
+    with torch.no_grad():
+        state.maps.volumes[0].copy_(raw.view(1, -1, 1, 1, 1))
+    if is_mixed(raw) and isinstance(model, KnowsMaterials):
+        place_metals(state.maps, model, pool, *pattern, state.generator)
+    with torch.no_grad():
+        for average, volume in zip(state.average.volumes, state.maps.volumes, strict=True):
+            average.copy_(volume)
 
 
 def step(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxTables) -> None:

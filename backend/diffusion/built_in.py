@@ -70,10 +70,11 @@ class BuiltInPrior:
         return warnings
 
     @torch.no_grad()
-    def mean_material(self, scene: Scene) -> Tensor:
-        return scene.remembered(tuple(self._words.tolist()), lambda points: self._expect(points, scene, self._words))[
-            :, : conditions.VALUES
-        ].mean(0)
+    def believed_material(self, scene: Scene) -> Tensor:
+        expected = scene.remembered(
+            tuple(self._words.tolist()), lambda points: self._expect(points, scene, self._words)
+        )
+        return expected[:, : conditions.VALUES]
 
     @torch.no_grad()
     def predict(self, noisy: Tensor, timestep: Tensor, scene: Scene, guided: bool = True) -> Prediction:

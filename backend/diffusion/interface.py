@@ -87,8 +87,8 @@ class Denoiser(Protocol):
 class KnowsMaterials(Protocol):
     """What a Denoiser offers besides, that thinks in materials: it need not be asked through pictures."""
 
-    def mean_material(self, scene: Scene) -> Tensor:
-        """(5,) base colour (display), metallic and roughness that the prompt means on average over the points."""
+    def believed_material(self, scene: Scene) -> Tensor:
+        """(N, 5) base colour (display), metallic and roughness that the prompt means at the points."""
 
 
 @runtime_checkable
