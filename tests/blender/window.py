@@ -169,11 +169,13 @@ def main() -> int:
         return 1
     options.out.mkdir(parents=True, exist_ok=True)
     with opened(blender, "monkey", "MATERIAL") as window:
+        time.sleep(25)  # EEVEE's shaders on a software renderer: until then clicks are lost
+        window.click(TAB if window.told()["version"] >= 5 else TAB_BEFORE_5)
         window.click(PROMPT)
         window.type(options.prompt)
-        window.wait(lambda said: said["prompt"] == options.prompt, 20)
+        window.wait(lambda said: said["prompt"] == options.prompt, 60)
         window.point(NOWHERE)
-        time.sleep(25)  # EEVEE's shaders on a software renderer
+        time.sleep(5)
         window.picture(options.out / "panel_before.png", PICTURE_CROP)
         window.click(GENERATE)
         window.point(NOWHERE)
