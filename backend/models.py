@@ -72,6 +72,6 @@ def _from_folder(name: str, device: torch.device) -> Denoiser:
     if path is None:
         raise ModelError(
             f"Patina does not know the model “{name}”. Choose “{BUILT_IN_MODEL}”, the folder of a model in diffusers' "
-            "format, or fetch one with: python -m backend models pull ID"
+            "format, or fetch one (python -m backend models pull ID)."
         )
     return families.load(path, device)

@@ -70,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
                     entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content),
                                     "pointerSize": 130}  # fmt: skip
                 files.append(entry)
-        files += [{"rfilename": name, "size": 3} for name in ("unet/../../../evil.json", "unet/a/b.json", "/etc/c.json")]
+        files += [{"rfilename": name, "size": 3} for name in ("unet/../../../evil.json", "unet/a/b.json")]
         return {"id": ID, "sha": REVISION, "siblings": files, "cardData": {"license": "toy-1.0"}}
 
     def answer(self, content, headers, name=None):
