@@ -64,6 +64,18 @@ def tell():
 bpy.app.timers.register(prepare, first_interval=0.5)
 """
 
+# While the shaders of Material Preview are made, clicks are lost: so it comes after the prompt.
+_SHADE_LATER = """
+def shade_later():
+    item = bpy.context.view_layer.objects.active
+    if not item or not item.patina.prompt:
+        return 0.5
+    for area in bpy.context.window_manager.windows[0].screen.areas:
+        if area.type == "VIEW_3D":
+            area.spaces.active.shading.type = "MATERIAL"
+bpy.app.timers.register(shade_later, first_interval=3.0)
+"""
+
 
 class Window:
     """One running Blender and its screen."""
@@ -168,14 +180,12 @@ def main() -> int:
         print(f"Needed: {', '.join(missing) or 'a Blender in $BLENDER'}", file=sys.stderr)
         return 1
     options.out.mkdir(parents=True, exist_ok=True)
-    with opened(blender, "monkey", "MATERIAL") as window:
-        time.sleep(25)  # EEVEE's shaders on a software renderer: until then clicks are lost
-        window.click(TAB if window.told()["version"] >= 5 else TAB_BEFORE_5)
+    with opened(blender, "monkey", "SOLID", _SHADE_LATER) as window:
         window.click(PROMPT)
         window.type(options.prompt)
         window.wait(lambda said: said["prompt"] == options.prompt, 60)
         window.point(NOWHERE)
-        time.sleep(5)
+        time.sleep(40)  # EEVEE's shaders on a software renderer
         window.picture(options.out / "panel_before.png", PICTURE_CROP)
         window.click(GENERATE)
         window.point(NOWHERE)
