@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The generator the built-in prior learns from: textures, patterns, drawn materials and the field fitted to them."""
 
+import itertools
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +20,12 @@ from backend.prior.vocabulary import WORDS, encode
 from backend.shading import SurfaceMaps, shade, shading_normal
 from tests.backend import shapes_for_tests
 from tests.backend.oracle_for_tests import new_pool
+
+
+def clock(seconds_a_look):
+    """A clock for trainings that are bounded by minutes: the same steps on a busy machine."""
+    ticks = itertools.count()
+    return SimpleNamespace(monotonic=lambda: next(ticks) * seconds_a_look)
 
 
 def points(count=4000, seed=0):
@@ -107,6 +115,7 @@ def test_the_field_learns_words_and_goes_on_where_it_stopped(tmp_path, monkeypat
         lambda g: materials.Prompt(list(wanted)[int(torch.randint(2, (), generator=g))]),
     )
     monkeypatch.setattr(fit_field, "PROMPTS", 16)
+    monkeypatch.setattr(fit_field, "time", clock(0.03))
     with torch.random.fork_rng():
         fit_field.fit(tmp_path, 0.04, 3e-3, 0)
         first = json.loads((tmp_path / "field_facts.json").read_text())["step"]
@@ -143,6 +152,7 @@ def test_training_pictures_show_the_object_and_nothing_outside(shard):
 
 def test_training_learns_and_goes_on_where_it_stopped(shard, tmp_path, monkeypatch):
     monkeypatch.setattr(train.network, "new_unet", lambda build=train.network.new_unet: build((32, 32, 32)))
+    monkeypatch.setattr(train, "time", clock(0.1))
     data = tmp_path / "data"
     data.mkdir()
     np.savez(data / "000.npz", **shard.__dict__)
@@ -158,6 +168,7 @@ def test_training_learns_and_goes_on_where_it_stopped(shard, tmp_path, monkeypat
     alphas_cumprod = train.network.new_scheduler().alphas_cumprod
     batch = {name: torch.from_numpy(values) for name, values in shard.__dict__.items()}
 
+    @torch.no_grad()
     def loss():
         return float(train.batch_loss(unet, batch, alphas_cumprod, torch.Generator().manual_seed(3)))
 
