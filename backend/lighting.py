@@ -19,7 +19,7 @@ SUNS_AT_MOST = 4
 class Residuals:
     """What panoramas hold beyond the second order: blurred (3 rgb, E (L + 1), H, 2 H + 2), equirectangular and one
     column on at either side, E times: under lobes as of L growing values of `roughness` (L,) seen face on, with
-    `spread` (L,) = sqrt(1 - mean cosine), then under a cosine (environment.py makes them).
+    `spread` (L,) = sqrt(1 - mean cosine), then under a cosine (panoramas.py makes them).
 
     Picture b is lit by panorama which[b], turned by turn[b] (3, 3) and brightened by gain[b].
     """

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from addon import protocol
 
-from .. import environment, ggx_tables, lighting, occlusion
+from .. import ggx_tables, lighting, occlusion, panoramas
 from ..cameras import Cameras
 from ..mesh import load_job_mesh
 from ..rasterize import GBuffer, Triangles, gather, look
@@ -167,7 +167,7 @@ def lights_of(light: dict, renders: Path) -> lighting.Lights:
         parts = {name: torch.tensor(world[name])[None].float() for name in ("constant", "linear", "quadratic")}
         lights = replace(lights, **parts)
     elif world is not None:
-        lights = environment.lights([environment.from_panorama(read_exr(renders / world))], torch.zeros(1).long())
+        lights = panoramas.lights([panoramas.from_panorama(read_exr(renders / world))], torch.zeros(1).long())
     suns = light.get("suns", [])
     if suns:
         towards = torch.tensor([[sun["direction"] for sun in suns]])
@@ -235,7 +235,7 @@ def bilinear(file: Path, uv: Tensor) -> Tensor:
 
 def read_exr(file: Path) -> np.ndarray:
     """(H, W, 3) float32, row 0 at the top."""
-    return environment.read_panorama(file)
+    return panoramas.read_panorama(file)
 
 
 # --- pictures -------------------------------------------------------------------------------------

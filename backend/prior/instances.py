@@ -25,7 +25,7 @@ from .materials import (
     VERDIGRIS,
     Component,
     Prompt,
-)  # fmt: skip
+)
 from .patterns import Pattern
 from .procedural import Procedural
 
@@ -45,7 +45,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class Instance:
-    """One draw of a prompt: two concrete components, a pattern and its random fields."""
+    """One draw of a prompt: two concrete components, their pattern and a relief."""
 
     pattern: Pattern
     colours: tuple[Tensor, Tensor]  # (3,) display values each
@@ -128,7 +128,8 @@ def surface(instance: Instance, q: Tensor, normal: Tensor) -> Surface:
 
 def textures_round(q: Tensor, normal: Tensor) -> tuple[Procedural, ...]:
     """The textures at q and, for the slope of a relief, a little further along each axis."""
-    return tuple(procedural.evaluate(q + shift, normal) for shift in (torch.zeros(1, 3), *DELTA * torch.eye(3)))
+    shifts = torch.cat((torch.zeros(1, 3), DELTA * torch.eye(3))).to(q)
+    return tuple(procedural.evaluate(q + shift, normal) for shift in shifts)
 
 
 def surface_at(instance: Instance, normal: Tensor, textures: tuple[Procedural, ...]) -> Surface:

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from backend import environment, ggx_tables, lighting
+from backend import ggx_tables, lighting, panoramas
 
 HARD = 60.0
 
 
 def picture(height=128, lamp=HARD, sharpness=300.0):
     """Sky, ground and one lamp at (0.6, -0.48, 0.64)."""
-    w = environment.directions(height)
+    w = panoramas.directions(height)
     glow = np.exp(sharpness * (w @ np.array([0.6, -0.48, 0.64]) - 1))[..., None]
     return 0.3 + np.where(w[..., 2:] > 0, [0.2, 0.3, 0.5], [0.1, 0.08, 0.05]) + lamp * glow * [1.0, 0.9, 0.7]
 
@@ -23,11 +23,11 @@ def unit(count, seed=0):
 
 
 def of(pictures, which=(0,), generator=None):
-    return environment.lights([environment.from_panorama(p) for p in pictures], torch.tensor(which), generator)
+    return panoramas.lights([panoramas.from_panorama(p) for p in pictures], torch.tensor(which), generator)
 
 
 def test_directions_are_blenders_mapping():
-    w = environment.directions(64)
+    w = panoramas.directions(64)
     assert np.allclose(np.linalg.norm(w, axis=-1), 1)
     assert w[0, 0, 2] > 0.99 and w[-1, 0, 2] < -0.99
     # The middle of the picture looks along +X, a quarter to the left of it along +Y.
@@ -37,7 +37,7 @@ def test_directions_are_blenders_mapping():
 def test_parts_add_up_to_the_picture():
     source = picture(lamp=3.0, sharpness=20.0)
     lights = of([source])
-    w = torch.from_numpy(environment.directions(128)).reshape(-1, 3).float()
+    w = torch.from_numpy(panoramas.directions(128)).reshape(-1, 3).float()
     found = lighting.radiance(lights, torch.zeros(len(w), dtype=torch.long), w).numpy()
     error = np.abs(found - source.reshape(-1, 3)).mean() / source.mean()
     print(f"mean difference {error:.2%}")
@@ -47,7 +47,7 @@ def test_parts_add_up_to_the_picture():
 def test_irradiance_is_the_integral():
     source, normals = picture(256), unit(40)
     lights = of([source])
-    w = environment.directions(256).reshape(-1, 3)
+    w = panoramas.directions(256).reshape(-1, 3)
     solid = np.repeat(np.sin((np.arange(256) + 0.5) / 256 * np.pi) * (np.pi / 256) ** 2, 512)
     wanted = (np.maximum(normals.numpy() @ w.T, 0) * solid) @ source.reshape(-1, 3) / np.pi
     trace = torch.einsum("biic->bc", lights.quadratic)
@@ -90,7 +90,7 @@ def test_a_lobe_is_what_sampling_finds(roughness, limit):
 
 def test_a_compact_bright_spot_becomes_a_sun():
     source = picture(256, lamp=0.0)
-    w = environment.directions(256)
+    w = panoramas.directions(256)
     towards = np.array([0.0, -0.6, 0.8])
     spot = w @ towards > np.cos(np.radians(0.9))
     source[spot] += 20000.0
@@ -126,15 +126,15 @@ def test_each_picture_looks_at_its_own_panorama():
 
 @pytest.mark.parametrize("shape", [(64, 64, 3), (64, 128, 4), (4, 8, 3)])
 def test_other_shapes_are_refused(shape):
-    with pytest.raises(environment.PanoramaError, match="twice as wide"):
-        environment.from_panorama(np.ones(shape))
+    with pytest.raises(panoramas.PanoramaError, match="twice as wide"):
+        panoramas.from_panorama(np.ones(shape))
 
 
 def test_infinite_light_is_refused():
     source = picture()
     source[3, 3] = np.inf
-    with pytest.raises(environment.PanoramaError, match="not numbers"):
-        environment.from_panorama(source)
+    with pytest.raises(panoramas.PanoramaError, match="not numbers"):
+        panoramas.from_panorama(source)
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_a_radiance_file_is_read(tmp_path):
     rgbe[0, 0, 3] = 0
     rgbe[0, 8:, 3] = 130
     (tmp_path / "a.hdr").write_bytes(hdr_bytes(rgbe))
-    found = environment.read_panorama(tmp_path / "a.hdr")
+    found = panoramas.read_panorama(tmp_path / "a.hdr")
     assert found.shape == (4, 16, 3) and not found[0, 0].any()
     assert found[2, 5].tolist() == [100 / 64, 128 / 64, 0.0]
 
@@ -170,15 +170,15 @@ def test_a_radiance_file_is_read(tmp_path):
 def test_a_damaged_radiance_file_says_so(tmp_path, cut):
     whole = hdr_bytes(np.full((4, 16, 4), 128, np.uint8))
     (tmp_path / "a.hdr").write_bytes(whole[:cut])
-    with pytest.raises(environment.PanoramaError, match=r"a\.hdr"):
-        environment.read_panorama(tmp_path / "a.hdr")
+    with pytest.raises(panoramas.PanoramaError, match=r"a\.hdr"):
+        panoramas.read_panorama(tmp_path / "a.hdr")
 
 
 def test_an_exr_is_read_and_anything_else_is_refused(tmp_path):
     openexr = pytest.importorskip("OpenEXR")
     values = np.random.default_rng(1).random((8, 16, 3), dtype=np.float32)
     openexr.File({"compression": openexr.ZIP_COMPRESSION}, {"RGB": values}).write(str(tmp_path / "a.exr"))
-    assert np.array_equal(environment.read_panorama(tmp_path / "a.exr"), values)
+    assert np.array_equal(panoramas.read_panorama(tmp_path / "a.exr"), values)
     (tmp_path / "b.exr").write_bytes(b"\x89PNG....")
-    with pytest.raises(environment.PanoramaError, match="neither"):
-        environment.read_panorama(tmp_path / "b.exr")
+    with pytest.raises(panoramas.PanoramaError, match="neither"):
+        panoramas.read_panorama(tmp_path / "b.exr")

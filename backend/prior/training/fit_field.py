@@ -31,7 +31,6 @@ DECAY = 0.999  # of the average that is kept
 def random_points(count: int, generator: torch.Generator) -> procedural.Procedural:
     """Textures of points and normals all over the pattern space."""
     q = (torch.rand(count, 3, generator=generator) - 0.5) * 32
-    # Half of the normals are spread evenly, half lie along the axes, as those of boxes do.
     normal = torch.randn(count, 3, generator=generator)
     return procedural.evaluate(q, torch.nn.functional.normalize(normal, dim=1))
 
