@@ -15,6 +15,7 @@ from torch import Tensor
 
 from addon.protocol import write_beside
 
+from .descent import MeanDescent
 from .optimisation import Plan, State
 
 
@@ -42,9 +43,9 @@ def read_into(path: Path, state: State, plan: Plan) -> bool:
                 parameter.copy_(stored[f"{name}.{index}"])
     for index, parameter in enumerate(state.maps.parameters()):
         state.optimiser.state[parameter] = {
-            "step": stored[f"adam_step.{index}"].clone(),
-            "exp_avg": stored[f"adam_mean.{index}"].to(parameter.device),
-            "exp_avg_sq": stored[f"adam_square.{index}"].to(parameter.device),
+            # Adam's own step count stays on the CPU.
+            name: value.clone() if value.dim() == 0 else value.to(parameter.device)
+            for name, value in ((n, stored[f"{n}.{index}"]) for n in _fresh(state, parameter))
         }
     state.generator.set_state(stored["generator"])
     state.step = step
@@ -55,17 +56,21 @@ def _tensors(state: State) -> dict[str, Tensor]:
     """All tensors of a state by name."""
     tensors = {"generator": state.generator.get_state()}
     for index, parameter in enumerate(state.maps.parameters()):
-        adam = state.optimiser.state.get(parameter)
-        if not adam:  # a level that is not open yet: Adam begins with zeros
-            zeros = torch.zeros_like(parameter)
-            adam = {"step": torch.zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros}
         tensors[f"maps.{index}"] = parameter.detach().contiguous()
-        tensors[f"adam_step.{index}"] = adam["step"].detach().clone()
-        tensors[f"adam_mean.{index}"] = adam["exp_avg"].detach().clone()
-        tensors[f"adam_square.{index}"] = adam["exp_avg_sq"].detach().clone()
+        # A level that is not open yet begins with zeros.
+        for name, value in (state.optimiser.state.get(parameter) or _fresh(state, parameter)).items():
+            tensors[f"{name}.{index}"] = value.detach().clone()
     for index, parameter in enumerate(state.average.parameters()):
         tensors[f"average.{index}"] = parameter.contiguous()
     return tensors
+
+
+def _fresh(state: State, parameter: Tensor) -> dict[str, Tensor]:
+    """What the optimiser keeps of a parameter, before its first step."""
+    if isinstance(state.optimiser, MeanDescent):
+        return MeanDescent.fresh(parameter)
+    zeros = torch.zeros_like(parameter)
+    return {"step": torch.zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros}
 
 
 def _fingerprint(plan: Plan) -> str:

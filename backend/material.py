@@ -9,17 +9,21 @@ Seven raw channels (base colour 3, metallic, roughness, tangent-normal x and y) 
     while its texels are wider than the pixel's footprint and fades out when they are half as wide,
     which filters the lookup and gives most covered texels a gradient every step.
 
-value = sigmoid(4 raw): bounded without dead ends, slope 1 in the middle. Colours are display values
-(interpolated, then decoded, as Blender does). It knows points and texels, not losses or cameras.
+value = clamp(0.5 + raw): most true materials are 0 or 1 somewhere (no metal at all, black ink), and a limit that is
+reached only at infinity never lets them be. Derivatives that lead back inside pass beyond the limits, so that these
+are no dead ends. Colours are display values (interpolated, then decoded, as Blender does). It knows points and
+texels, not losses or cameras.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from . import seams
 from .mesh import Mesh
 from .rasterize import GBuffer, Triangles, texels_of
 from .shading import SurfaceMaps, srgb_to_linear
@@ -27,13 +31,12 @@ from .shading import SurfaceMaps, srgb_to_linear
 CHANNELS = 7
 VOLUME_SIDES = (1, 6, 16, 40)
 COARSEST_LEVEL = 32
-TILT_MAX = 0.7  # of the normal's x and y: about 45 degrees
+TILT_MAX = 0.6  # of the normal's x and of its y: up to 58 degrees together
+SLOPE = (1.0, 1.0, 1.0, 1.0, 1.0, 0.35, 0.35)  # stored value by raw value, by channel
 BASE_COLOR, METALLIC, ROUGHNESS, NORMAL = slice(0, 3), 3, 4, slice(5, 7)
 # Grey, half rough, undecided between metal and dielectric: at object level, where a run begins, the light
 # tells them apart from either side, while a start at 0 can stay there (metallic is bistable).
 START = (0.0, 0.0, 0.0, -0.1, 0.0, 0.0, 0.0)
-# How fast each channel may move against the base colour.
-SPEED = (1.0, 1.0, 1.0, 1.0, 0.7, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
@@ -64,42 +67,98 @@ def new_maps(finest: int, device: torch.device | str = "cpu") -> LearnableMaps:
 
 def raw_values(maps: LearnableMaps, position: Tensor, uv: Tensor, footprint: Tensor, detail: float = 1.0) -> Tensor:
     """Raw channels (N, 7) at points; `detail` in 0..1 lets levels in from coarse to fine."""
-    total = torch.zeros(position.shape[0], CHANNELS, device=position.device)
-    count = len(maps.volumes) + len(maps.pyramid)
+    return _blend(maps.volumes, maps.pyramid, position, uv, footprint, detail)
+
+
+def reach(maps: LearnableMaps, gbuffer: GBuffer, detail: float = 1.0) -> list[Tensor | None]:
+    """For each of `maps.parameters()` the sums (1, 1, ...) of the texels' shares in the points; None: not open."""
+    levels = [torch.zeros_like(p[:, :1]).requires_grad_(True) for p in maps.parameters()]
+    volumes, pyramid = levels[: len(maps.volumes)], levels[len(maps.volumes) :]
+    total = _blend(volumes, pyramid, gbuffer.position, gbuffer.uv, gbuffer.footprint, detail)
+    return list(torch.autograd.grad(total, levels, torch.ones_like(total), allow_unused=True))
+
+
+def _blend(
+    volumes: Sequence[Tensor], pyramid: Sequence[Tensor], position: Tensor, uv: Tensor, footprint: Tensor, detail: float
+) -> Tensor:
+    channels = volumes[0].shape[1]
+    total = position.new_zeros(position.shape[0], channels)
+    count = len(volumes) + len(pyramid)
     open_levels = 1 + detail * (count - 1)
     grid3 = position.flip(-1).view(1, -1, 1, 1, 3)  # grid_sample wants the last axis first
-    for level, volume in enumerate(maps.volumes):
+    for level, volume in enumerate(volumes):
         share = min(1.0, max(0.0, open_levels - level))
         if share > 0:
             total = total + share * _sample(volume, grid3)
     grid2 = (uv * 2 - 1).view(1, -1, 1, 2)
-    for level, image in enumerate(maps.pyramid, start=len(maps.volumes)):
+    for level, image in enumerate(pyramid, start=len(volumes)):
         share = min(1.0, max(0.0, open_levels - level))
         if share > 0:
             # log2 of texels under the footprint: 0 keeps the level, 1 drops it.
             fade = (1 - torch.log2((footprint * image.shape[-1]).clamp(min=1e-6))).clamp(0, 1)
-            total = total + share * fade[:, None] * _sample(image, grid2)
+            total = total + (share * fade)[:, None] * _sample(image, grid2)
     return total
 
 
 def _sample(image: Tensor, grid: Tensor) -> Tensor:
     if image.shape[-1] == 1:
-        return image.flatten()[None]
+        return image.flatten()[None].expand(grid.shape[1], -1)
     values = torch.nn.functional.grid_sample(image, grid, padding_mode="border", align_corners=False)
-    return values.view(CHANNELS, -1).T
+    return values.view(image.shape[1], -1).T
+
+
+class _Clamp(torch.autograd.Function):
+    """Clamp to low..high; beyond them the derivative passes when descending it leads back."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(values)
+        ctx.limits = low, high
+        return values.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (values,) = ctx.saved_tensors
+        low, high = ctx.limits
+        return torch.where(leads_out(values, gradient, low, high), 0.0, gradient), None, None
+
+
+def leads_out(values: Tensor, gradient: Tensor, low: float, high: float) -> Tensor:
+    """Where `values` lie beyond a limit and descending `gradient` takes them farther."""
+    return ((values > high) & (gradient < 0)) | ((values < low) & (gradient > 0))
 
 
 def stored_values(raw: Tensor) -> Tensor:
     """Raw (..., 7) -> map values (..., 7) in 0..1 as written to files, normal x and y as 0..1."""
-    value = torch.sigmoid(4 * raw)
-    tilt = 0.5 + 0.5 * TILT_MAX * torch.tanh(raw[..., NORMAL])
-    return torch.cat((value[..., : NORMAL.start], tilt), dim=-1)
+    value = _Clamp.apply(raw[..., : NORMAL.start] + 0.5, 0.0, 1.0)
+    tilt = _Clamp.apply(raw[..., NORMAL] * SLOPE[-1] + 0.5, 0.5 - TILT_MAX / 2, 0.5 + TILT_MAX / 2)
+    return torch.cat((value, tilt), dim=-1)
+
+
+def raw_moves(raw: Tensor, moves: Tensor) -> Tensor:
+    """Moves (N, 7), to be subtracted, of raw values that are `moves` of stored ones: none farther out of the limits,
+    and those back begin at the limit."""
+    beyond = _beyond(raw)
+    back = torch.where(moves != 0, moves + beyond, moves)
+    return torch.where(beyond * moves < 0, 0.0, back) / moves.new_tensor(SLOPE)
+
+
+def raw_slope(raw: Tensor, slope: Tensor) -> Tensor:
+    """Derivatives (N, 7) by raw values, of those by stored ones: 0 where descending them leads out of the limits."""
+    return torch.where(_beyond(raw) * slope < 0, 0.0, slope) * slope.new_tensor(SLOPE)
+
+
+def _beyond(raw: Tensor) -> Tensor:
+    """(N, 7) how far beyond its limits each stored value would be without them."""
+    values = raw * raw.new_tensor(SLOPE) + 0.5
+    half = values.new_tensor([0.5] * NORMAL.start + [TILT_MAX / 2] * 2)
+    return values - torch.minimum(torch.maximum(values, 0.5 - half), 0.5 + half)
 
 
 def tangent_normal(stored: Tensor) -> Tensor:
     """Unit tangent-space normals (..., 3) of stored values (..., 7)."""
     xy = stored[..., NORMAL] * 2 - 1
-    z = torch.sqrt((1 - (xy**2).sum(-1, keepdim=True)).clamp(min=0.05))
+    z = torch.sqrt((1 - (xy**2).sum(-1, keepdim=True)).clamp(min=0.05))  # TILT_MAX keeps ours above
     return torch.cat((xy, z), dim=-1)
 
 
@@ -117,21 +176,30 @@ def look_up(maps: LearnableMaps, gbuffer: GBuffer, detail: float = 1.0) -> Tenso
 
 @dataclass(frozen=True)
 class Texels:
-    """Which texels of a size x size image the mesh covers: index (K,) into rows from the top,
-    position (K, 3), triangle (K,)."""
+    """Which texels of a size x size image the mesh shows: index (K,) into rows from the top, position (K, 3),
+    triangle (K,); border (K,) bool: beside an island, read only between texels. `cuts`: where islands meet in space."""
 
     size: int
     index: Tensor
     position: Tensor
     triangle: Tensor
+    border: Tensor
+    cuts: seams.Cuts
 
 
 def texels(mesh: Mesh, size: int, device: torch.device | str = "cpu") -> Texels:
-    return Texels(size, *texels_of(Triangles.of(mesh, device), size))
+    inside = texels_of(Triangles.of(mesh, device), size)
+    covered = torch.zeros(size * size, dtype=torch.bool)
+    covered[inside[0].cpu()] = True
+    cuts = seams.find(mesh, size)
+    beside = [part.to(device) for part in seams.border_texels(cuts, covered.view(size, size))]
+    border = torch.zeros(len(inside[0]) + len(beside[0]), dtype=torch.bool, device=device)
+    border[len(inside[0]) :] = True
+    return Texels(size, *(torch.cat(parts) for parts in zip(inside, beside, strict=True)), border, cuts)
 
 
 def bake(maps: LearnableMaps, where: Texels) -> dict[str, Tensor]:
-    """The four maps (S, S, C) in 0..1, row 0 at the top; uncovered texels hold 0."""
+    """The four maps (S, S, C) in 0..1, row 0 at the top, alike on both sides of UV seams; uncovered texels hold 0."""
     size = where.size
     row, column = where.index // size, where.index % size
     uv = torch.stack(((column + 0.5) / size, 1 - (row + 0.5) / size), dim=1)
@@ -140,8 +208,9 @@ def bake(maps: LearnableMaps, where: Texels) -> dict[str, Tensor]:
         for chunk in torch.arange(uv.shape[0], device=uv.device).split(1 << 20):
             footprint = torch.full((len(chunk),), 1.0 / size, device=uv.device)
             stored.append(stored_values(raw_values(maps, where.position[chunk], uv[chunk], footprint)))
-        values = torch.cat(stored) if stored else torch.zeros(0, CHANNELS)
-        return split_maps(values, where)
+        values = torch.cat(stored) if stored else torch.zeros(0, CHANNELS, device=uv.device)
+        fitted = seams.stitch(where.cuts, where.index.cpu(), values.cpu(), where.border.cpu(), size)
+        return split_maps(fitted.to(values), where)
 
 
 def split_maps(values: Tensor, where: Texels) -> dict[str, Tensor]:

@@ -25,14 +25,14 @@ VIEWS, CLOSE = 8, 2
 DENOISING_STEPS = 8
 FIT_STEPS = 70
 FIT_POINTS = 4000
-DIELECTRIC, METAL, UNDECIDED = -0.9, 0.9, 0.0  # raw metallic: 0.03, 0.97 and 0.5
+DIELECTRIC, METAL, UNDECIDED = -0.47, 0.47, 0.0  # raw metallic: 0.03, 0.97 and 0.5
 # Error of the metal by that of the dielectric: below the one it is metal, above the other it is not. In between the
 # object is a mixture or dark and rough, and its texels decide, from a metallic value near the middle.
 SURELY_METAL, SURELY_NOT = 0.8, 1.15
 MIXED = (0.1, 0.9)  # mean metallic values that no single material has
 PLACING_STEPS = 40
-SMOOTHEST = -0.65  # raw roughness: 0.07; a mirror shows less and less of how smooth it is
-LEANING = 0.25  # raw metallic, how far the free fit may lean: 0.27 to 0.73
+SMOOTHEST = -0.43  # raw roughness: 0.07; a mirror shows less and less of how smooth it is
+LEANING = 0.23  # raw metallic, how far the free fit may lean: 0.27 to 0.73
 GUIDANCE_SCALE = 1.5  # at most: enough to tell materials apart, too little to saturate
 
 
@@ -79,9 +79,9 @@ def place_metals(
         indices = pool.draw(VIEWS, CLOSE, generator)
         scene = pool.scene(indices, lighting.uniform(len(indices)), pattern_scale, offset)
         points = scene.gbuffer
-        believed = model.believed_material(scene)[:, material.METALLIC].clamp(0.03, 0.97)
+        believed = model.believed_material(scene)[:, material.METALLIC]
         raw = material.raw_values(maps, points.position, points.uv, points.footprint)[:, material.METALLIC]
-        gradients = torch.autograd.grad(((raw - torch.logit(believed) / 4) ** 2).mean(), volumes)
+        gradients = torch.autograd.grad(((raw + 0.5 - believed) ** 2).mean(), volumes)
         for volume, gradient in zip(volumes, gradients, strict=True):
             volume.grad = gradient
         optimiser.step()
@@ -92,7 +92,7 @@ def place_metals(
 def _raw_of(values: Tensor) -> Tensor:
     """Raw channels (7,) of base colour, metallic and roughness (5,)."""
     raw = torch.zeros(material.CHANNELS, device=values.device)
-    raw[: len(values)] = torch.logit(values.clamp(0.03, 0.97)) / 4
+    raw[: len(values)] = values - 0.5
     return raw
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from . import lighting, material
+from . import curvature, lighting, material
+from .descent import MeanDescent
 from .diffusion.interface import Denoiser, KnowsMaterials, Scene
 from .distillation import Aim, Options, take_aim
 from .ggx_tables import GgxTables
@@ -33,6 +34,9 @@ class Plan:
     seed: int
     rescale: float = 0.7
     learning_rate: float = 0.03
+    newton: bool = False  # steps by what shows (curvature.py) instead of Adam's; learning_rate is then a share of them
+    rate_end: float = 0.08  # share of the learning rate that is left at the end
+    normal_from: float = 0.3  # share of the run before which the normal stays flat
     all_detail_at: float = 0.3  # share of the run after which every level is open
     average_from: float = 0.4
     average_decay: float = 0.98
@@ -51,6 +55,7 @@ class State:
     optimiser: torch.optim.Optimizer
     generator: torch.Generator
     step: int = 0
+    curvature: Tensor | None = None  # of Newton steps: made when first needed, alike in every run
 
 
 def new_state(plan: Plan, device: torch.device) -> State:
@@ -58,13 +63,25 @@ def new_state(plan: Plan, device: torch.device) -> State:
     average = LearnableMaps(
         tuple(v.detach().clone() for v in maps.volumes), tuple(p.detach().clone() for p in maps.pyramid)
     )
-    # The levels add up, so each may move only a part of the way.
+    # The levels add up, so each may move only a part of the way; what only the finest shows must come from it alone.
+    finest = len(maps.pyramid) - 1
     groups = [
-        {"params": [volume], "weight_decay": 0.0, "share": 0.5 if index == 0 else 0.3}
+        {"params": [volume], "weight_decay": 0.0, "share": 0.15 if plan.newton else 0.3 if index else 0.5}
         for index, volume in enumerate(maps.volumes)
     ]
-    groups += [{"params": [image], "weight_decay": plan.detail_decay, "share": 0.2} for image in maps.pyramid]
-    optimiser = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.99), eps=1e-12, fused=True)
+    groups += [
+        {
+            "params": [image],
+            "weight_decay": plan.detail_decay,
+            "share": max(0.4, 1.0 - 0.2 * (finest - level)) if plan.newton else 0.2,
+        }
+        for level, image in enumerate(maps.pyramid)
+    ]
+    optimiser: torch.optim.Optimizer
+    if plan.newton:
+        optimiser = MeanDescent(groups, lr=plan.learning_rate)
+    else:
+        optimiser = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.99), eps=1e-12, fused=True)
     return State(maps, average, optimiser, torch.Generator().manual_seed(plan.seed))
 
 
@@ -92,21 +109,15 @@ def step(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxT
     indices, scene = _scene(state, plan, pool)
     background, aim = _background(state, model, scene), None
     for group in state.optimiser.param_groups:
-        group["lr"] = plan.learning_rate * group["share"] * _learning_rate_share(progress)
+        group["lr"] = plan.learning_rate * group["share"] * _learning_rate_share(progress, plan)
     for _ in range(plan.options.reuse):
-        rendered, stored = _render(state, plan, scene, tables, progress)
+        raw, values, rendered = _render(state, plan, scene, tables, progress)
         x0 = to_nchw(scene.gbuffer.picture(rendered.detach(), background))
         if aim is None:
             aim = _aim(x0, state, plan, model, scene, progress)
         wanted = aim.gradient(x0).permute(0, 2, 3, 1).reshape(-1, 3)[scene.gbuffer.pixel]
-        loss = (wanted * rendered).sum() / scene.gbuffer.pixel.numel()
-        if progress > plan.binary_from:
-            metallic = stored[:, material.METALLIC]
-            strength = plan.binary_metallic * (progress - plan.binary_from) / (1 - plan.binary_from)
-            loss = loss + strength * (metallic * (1 - metallic)).mean()
-        state.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        state.optimiser.step()
+        slope = torch.autograd.grad(rendered, values, wanted)[0]
+        _move(state, plan, scene, tables, progress, raw, values.detach(), slope, wanted)
     state.step += 1
     _average(state, plan, progress)
 
@@ -118,22 +129,42 @@ def _scene(state: State, plan: Plan, pool: ViewPool) -> tuple[list[int], Scene]:
     return indices, pool.scene(indices, lights, plan.pattern_scale, pattern_offset(plan))
 
 
-def _with_speed(raw: Tensor, progress: float) -> Tensor:
-    """Scale the gradients per channel (Adam sees one tensor); the normal starts late."""
-    speed = torch.tensor(material.SPEED, device=raw.device)
-    if progress < 0.3:
-        speed = speed.clone()
-        speed[material.NORMAL] = 0.0
-    return raw.detach() + speed * (raw - raw.detach())
-
-
-def _render(state: State, plan: Plan, scene: Scene, tables: GgxTables, progress: float) -> tuple[Tensor, Tensor]:
-    """Display values (N, 3) in -1..1 of the maps at the scene's points, and the stored values (N, 7)."""
+def _render(
+    state: State, plan: Plan, scene: Scene, tables: GgxTables, progress: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The maps at the scene's points: raw values (N, 7), which know the maps; stored ones, which are variables of
+    their own and do not; and the display values (N, 3) in -1..1, which know the stored ones."""
     gbuffer = scene.gbuffer
-    detail = min(1.0, progress / plan.all_detail_at)
-    raw = material.raw_values(state.maps, gbuffer.position, gbuffer.uv, gbuffer.footprint, detail)
-    stored = material.stored_values(_with_speed(raw, progress))
-    return linear_to_srgb(shade(gbuffer, material.surface_maps(stored), scene.lights, tables)) * 2 - 1, stored
+    raw = material.raw_values(state.maps, gbuffer.position, gbuffer.uv, gbuffer.footprint, _detail(plan, progress))
+    values = material.stored_values(raw.detach()).requires_grad_(True)
+    rendered = linear_to_srgb(shade(gbuffer, material.surface_maps(values), scene.lights, tables)) * 2 - 1
+    return raw, values, rendered
+
+
+def _move(
+    state: State, plan: Plan, scene: Scene, tables: GgxTables, progress: float,
+    raw: Tensor, values: Tensor, slope: Tensor, wanted: Tensor,
+) -> None:  # fmt: skip
+    """Move the maps down the `slope` (N, 7) of the stored values that display gradients `wanted` (N, 3) make."""
+    if progress > plan.binary_from:
+        strength = plan.binary_metallic * (progress - plan.binary_from) / (1 - plan.binary_from)
+        slope[:, material.METALLIC] += strength * (1 - 2 * values[:, material.METALLIC])
+    if progress < plan.normal_from:
+        slope[:, material.NORMAL] = 0.0
+    state.optimiser.zero_grad(set_to_none=True)
+    if plan.newton:
+        if state.curvature is None:
+            state.curvature = curvature.table(tables, values.device)
+        moves = curvature.newton_step(state.curvature, values, slope, wanted)
+        raw.backward(material.raw_moves(raw.detach(), moves))
+        state.optimiser.step(material.reach(state.maps, scene.gbuffer, _detail(plan, progress)))
+    else:
+        raw.backward(material.raw_slope(raw.detach(), slope) / len(raw))
+        state.optimiser.step()
+
+
+def _detail(plan: Plan, progress: float) -> float:
+    return min(1.0, progress / plan.all_detail_at)
 
 
 def _background(state: State, model: Denoiser, scene: Scene) -> Tensor:
@@ -149,7 +180,9 @@ def _aim(x0: Tensor, state: State, plan: Plan, model: Denoiser, scene: Scene, pr
     """Where the model wants the pictures x0 (B, 3, H, W)."""
     options = plan.options if plan.options.rescale is not None else replace(plan.options, rescale=plan.rescale)
     mask = scene.gbuffer.coverage[:, None]
-    return take_aim(model, x0, scene, mask, progress, plan.guidance, plan.guidance_scale, options, state.generator)
+    return take_aim(
+        model, x0, scene, mask, progress, plan.guidance, plan.guidance_scale, options, state.generator
+    )
 
 
 def to_nchw(picture: Tensor) -> Tensor:
@@ -157,9 +190,9 @@ def to_nchw(picture: Tensor) -> Tensor:
     return picture.permute(0, 3, 1, 2).contiguous()
 
 
-def _learning_rate_share(progress: float) -> float:
+def _learning_rate_share(progress: float, plan: Plan) -> float:
     warm = min(1.0, progress / 0.02 + 0.1)
-    return warm * (0.08 + 0.92 * 0.5 * (1 + math.cos(math.pi * progress)))
+    return warm * (plan.rate_end + (1 - plan.rate_end) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def _average(state: State, plan: Plan, progress: float) -> None:

@@ -34,14 +34,14 @@ def mesh():
     return shapes.mesh_of(shapes.torus(16, 8))
 
 
-def fresh():
-    return optimisation.new_state(PLAN, torch.device("cpu"))
+def fresh(plan=PLAN):
+    return optimisation.new_state(plan, torch.device("cpu"))
 
 
-def advance(state, mesh, until):
+def advance(state, mesh, until, plan=PLAN):
     pool = oracle.new_pool(mesh, PLAN.render_size, PLAN.seed)
     while state.step < until:
-        optimisation.step(state, PLAN, Noisy(reddish, PLAN.render_size), pool, TABLES)
+        optimisation.step(state, plan, Noisy(reddish, PLAN.render_size), pool, TABLES)
     return state
 
 
@@ -52,15 +52,17 @@ def same(one, other):
     return one.step == other.step and all(torch.equal(a, b) for a, b in zip(*tensors, strict=True))
 
 
-def test_a_resumed_run_ends_as_an_unbroken_one_bit_for_bit(mesh, tmp_path):
-    unbroken = advance(fresh(), mesh, 20)
+@pytest.mark.parametrize("newton", [False, True])
+def test_a_resumed_run_ends_as_an_unbroken_one_bit_for_bit(newton, mesh, tmp_path):
+    plan = replace(PLAN, newton=newton)
+    unbroken = advance(fresh(plan), mesh, 20, plan)
     path = tmp_path / "checkpoint.safetensors"
-    checkpoint.write(path, advance(fresh(), mesh, 10), PLAN)
-    resumed = fresh()
-    assert checkpoint.read_into(path, resumed, PLAN) is True
+    checkpoint.write(path, advance(fresh(plan), mesh, 10, plan), plan)
+    resumed = fresh(plan)
+    assert checkpoint.read_into(path, resumed, plan) is True
     assert resumed.step == 10
-    assert same(advance(resumed, mesh, 20), unbroken)
-    assert not same(resumed, fresh())
+    assert same(advance(resumed, mesh, 20, plan), unbroken)
+    assert not same(resumed, fresh(plan))
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.safetensors"]
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The learnable maps: bounded values, filtered lookups, and images that hold what the lookup gave."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -142,19 +143,78 @@ def test_most_texels_of_a_large_map_get_a_gradient_from_small_pictures():
     assert max(shares) > 0.5
 
 
-def test_gradients_are_finite_differences():
-    position, uv = some_points(40)
-    maps = random_maps(0.3)
-    weights = torch.randn(40, 7, generator=torch.Generator().manual_seed(3))
-    (read(maps, position, uv, 0.7 / FINEST) * weights).sum().backward()
+def test_gradients_through_maps_and_shading_are_finite_differences_in_float64():
+    """From the display colours under a world and suns to every level of the maps, at points within the limits."""
+    from backend import ggx_tables, lighting
+    from backend.curvature import flat_points
+    from backend.shading import linear_to_srgb, shade
+
+    generator = torch.Generator().manual_seed(4)
+    points = flat_points(60, 5, 60.0, generator)
+    position, uv = some_points(60)
+    points = replace(points, **{
+        name: value.double()
+        for name, value in {**points.__dict__, "position": position, "uv": uv}.items() if value.is_floating_point()
+    })  # fmt: skip
+    points = replace(points, footprint=torch.full((60,), 0.7 / FINEST, dtype=torch.float64))
+    maps = random_maps(0.04)
+    maps = material.LearnableMaps(
+        *(tuple(p.detach().double().requires_grad_(True) for p in part) for part in (maps.volumes, maps.pyramid))
+    )
+    lights = lighting.sample(5, generator).to("cpu", torch.float64)
+    tables = ggx_tables.load().to("cpu", torch.float64)
+    weights = torch.randn(60, 3, generator=generator, dtype=torch.float64)
+
+    def total():
+        maps_here = material.surface_maps(material.look_up(maps, points))
+        return (linear_to_srgb(shade(points, maps_here, lights, tables)) * weights).sum()
+
+    total().backward()
+    compared, worst = 0, 0.0
     for parameter in maps.parameters():
-        flat = torch.argsort(parameter.grad.abs().flatten(), descending=True)[:5]
-        for place in flat.tolist():
+        by_channel = parameter.grad.abs().view(material.CHANNELS, -1)
+        assert (by_channel.amax(1) > 0).all(), "a map gets no gradient from this level"
+        for channel in range(material.CHANNELS):
+            place = channel * by_channel.shape[1] + int(by_channel[channel].argmax())
+            slope, found = float(parameter.grad.view(-1)[place]), []
             with torch.no_grad():
-                total = []
-                for offset in (1e-2, -1e-2):
-                    parameter.view(-1)[place] += offset
-                    total.append(float((read(maps, position, uv, 0.7 / FINEST).double() * weights).sum()))
-                    parameter.view(-1)[place] -= offset
-            difference = (total[0] - total[1]) / 2e-2
-            assert abs(difference - float(parameter.grad.view(-1)[place])) < 0.02 * abs(difference) + 1e-3
+                for step in (1e-5, 2e-5):  # where a clip or a table's kink lies between, the two differ
+                    parameter.view(-1)[place] += step
+                    high = float(total())
+                    parameter.view(-1)[place] -= 2 * step
+                    low = float(total())
+                    parameter.view(-1)[place] += step
+                    found.append((high - low) / (2 * step))
+            if abs(found[0] - found[1]) < 1e-7 * abs(slope):
+                compared += 1
+                worst = max(worst, abs(found[0] - slope) / abs(slope))
+    print(f"{compared} derivatives, the worst off by {worst:.1e}")
+    assert compared > 25 and worst < 1e-6
+
+
+def test_limits_are_reached_and_left_again():
+    raw = torch.tensor([[-2.0] * 7, [2.0] * 7, [0.1] * 7], requires_grad=True)
+    stored = material.stored_values(raw)
+    assert (stored[0, :5] == 0).all() and (stored[1, :5] == 1).all()
+    assert torch.allclose(stored[:2, 5:] * 2 - 1, torch.tensor([[-1.0], [1.0]]) * material.TILT_MAX)
+    for sign in (1.0, -1.0):  # a descent step goes against the gradient
+        (gradient,) = torch.autograd.grad(material.stored_values(raw).sum() * sign, raw)
+        held, free = (0, 1) if sign > 0 else (1, 0)
+        assert not gradient[held].any() and gradient[free].all() and gradient[2].all()
+        slope = torch.full((3, 7), sign)
+        assert torch.equal(material.raw_slope(raw.detach(), slope), gradient)
+        moves = material.raw_moves(raw.detach(), 0.1 * slope)
+        assert not moves[held].any() and torch.allclose(moves[2], 0.1 * slope[2] / torch.tensor(material.SLOPE))
+        # Back from beyond a limit the move begins at the limit itself.
+        left = material.stored_values(raw.detach() - moves)[free]
+        edge = material.stored_values(raw.detach())[free]
+        assert torch.allclose(left, edge - 0.1 * sign, atol=1e-5)
+
+
+def test_a_texels_reach_is_its_share_in_the_points():
+    position, uv = some_points(200)
+    points = SimpleNamespace(position=position, uv=uv, footprint=torch.full((200,), 0.1 / FINEST))
+    maps = material.new_maps(FINEST)
+    for parameter, seen in zip(maps.parameters(), material.reach(maps, points), strict=True):
+        assert seen.shape == (1, 1, *parameter.shape[2:]) and abs(float(seen.sum()) - 200) < 0.01
+    assert material.reach(maps, points, detail=0.0)[1:] == [None] * (len(maps.parameters()) - 1)
