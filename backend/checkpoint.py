@@ -15,7 +15,6 @@ from torch import Tensor
 
 from addon.protocol import write_beside
 
-from .descent import MeanDescent
 from .optimisation import Plan, State
 
 
@@ -38,39 +37,24 @@ def read_into(path: Path, state: State, plan: Plan) -> bool:
     if metadata.get("plan") != _fingerprint(plan) or not fits:
         return False
     with torch.no_grad():
-        for name, maps in (("maps", state.maps), ("average", state.average)):
-            for index, parameter in enumerate(maps.parameters()):
-                parameter.copy_(stored[f"{name}.{index}"])
-    for index, parameter in enumerate(state.maps.parameters()):
-        state.optimiser.state[parameter] = {
-            # Adam's own step count stays on the CPU.
-            name: value.clone() if value.dim() == 0 else value.to(parameter.device)
-            for name, value in ((n, stored[f"{n}.{index}"]) for n in _fresh(state, parameter))
-        }
+        for name, tensor in wanted.items():
+            tensor.copy_(stored[name])
     state.generator.set_state(stored["generator"])
     state.step = step
     return True
 
 
 def _tensors(state: State) -> dict[str, Tensor]:
-    """All tensors of a state by name."""
-    tensors = {"generator": state.generator.get_state()}
-    for index, parameter in enumerate(state.maps.parameters()):
-        tensors[f"maps.{index}"] = parameter.detach().contiguous()
-        # A level that is not open yet begins with zeros.
-        for name, value in (state.optimiser.state.get(parameter) or _fresh(state, parameter)).items():
-            tensors[f"{name}.{index}"] = value.detach().clone()
-    for index, parameter in enumerate(state.average.parameters()):
-        tensors[f"average.{index}"] = parameter.contiguous()
-    return tensors
-
-
-def _fresh(state: State, parameter: Tensor) -> dict[str, Tensor]:
-    """What the optimiser keeps of a parameter, before its first step."""
-    if isinstance(state.optimiser, MeanDescent):
-        return MeanDescent.fresh(parameter)
-    zeros = torch.zeros_like(parameter)
-    return {"step": torch.zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros}
+    """All tensors of a state by name; but for the generator's they are the state's own."""
+    groups = {
+        "maps": state.maps.parameters(),
+        "average": state.average.parameters(),
+        "moves": state.sums.moves,
+        "reach": state.sums.reach,
+        "told": [state.told],
+    }
+    tensors = {f"{name}.{index}": t.detach() for name, group in groups.items() for index, t in enumerate(group)}
+    return {"generator": state.generator.get_state(), **tensors}
 
 
 def _fingerprint(plan: Plan) -> str:

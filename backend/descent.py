@@ -7,6 +7,9 @@ alike. The mean runs over some steps, weighted by how often a texel was seen in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -14,28 +17,39 @@ MEMORY = 0.8  # share of the sums that stays from step to step
 ENOUGH = 0.1  # points (bilinear shares) from which on a texel follows its mean fully
 
 
-class MeanDescent(torch.optim.Optimizer):
-    """A parameter's `grad` (1, C, ...) holds the sums of the wished moves by the shares the texels have in the
-    points, `reach` the sums of these shares (1, 1, ...); lr is the share of the mean that is moved at once."""
+@dataclass(frozen=True)
+class Sums:
+    """Of each parameter (1, C, ...): the moves wished for and the shares its texels had in the points (1, 1, ...)."""
 
-    def __init__(self, groups: list[dict], lr: float) -> None:
-        super().__init__(groups, {"lr": lr, "weight_decay": 0.0})
+    moves: tuple[Tensor, ...]
+    reach: tuple[Tensor, ...]
 
-    @torch.no_grad()
-    def step(self, reach: list[Tensor | None]) -> None:
-        parameters = [(group, p) for group in self.param_groups for p in group["params"]]
-        for (group, parameter), seen in zip(parameters, reach, strict=True):
-            if parameter.grad is None or seen is None:
-                continue
-            state = self.state[parameter]
-            if not state:
-                state.update(self.fresh(parameter))
-            state["moves"].mul_(MEMORY).add_(parameter.grad)
-            state["reach"].mul_(MEMORY).add_(seen)
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.addcdiv_(state["moves"], state["reach"] + ENOUGH, value=-group["lr"])
 
-    @staticmethod
-    def fresh(parameter: Tensor) -> dict[str, Tensor]:
-        """The state of a parameter (1, C, ...) before its first step."""
-        return {"moves": torch.zeros_like(parameter), "reach": torch.zeros_like(parameter[:, :1])}
+def no_sums(parameters: Sequence[Tensor]) -> Sums:
+    return Sums(
+        tuple(torch.zeros_like(p, requires_grad=False) for p in parameters),
+        tuple(torch.zeros_like(p[:, :1], requires_grad=False) for p in parameters),
+    )
+
+
+@torch.no_grad()
+def descend(
+    parameters: Sequence[Tensor],
+    sums: Sums,
+    moves: Sequence[Tensor | None],
+    reach: Sequence[Tensor | None],
+    rates: Sequence[float],
+    decays: Sequence[float],
+) -> None:
+    """Move `parameters` down in place, each by its rate of the mean wish, after losing `decay` of its value.
+
+    `moves`: sums of the wishes by the shares the texels have in the points; `reach`: sums of these shares; None where
+    a parameter was not read.
+    """
+    for index, parameter in enumerate(parameters):
+        if moves[index] is None:
+            continue
+        sums.moves[index].mul_(MEMORY).add_(moves[index])
+        sums.reach[index].mul_(MEMORY).add_(reach[index])
+        parameter.mul_(1 - decays[index])
+        parameter.addcdiv_(sums.moves[index], sums.reach[index] + ENOUGH, value=-rates[index])

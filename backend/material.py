@@ -60,9 +60,7 @@ def new_maps(finest: int, device: torch.device | str = "cpu") -> LearnableMaps:
         sides.append(side)
         side *= 2
     pyramid = [torch.zeros(1, CHANNELS, side, side, device=device) for side in sides]
-    return LearnableMaps(
-        tuple(v.requires_grad_(True) for v in volumes), tuple(p.requires_grad_(True) for p in pyramid)
-    )
+    return LearnableMaps(tuple(v.requires_grad_(True) for v in volumes), tuple(p.requires_grad_(True) for p in pyramid))
 
 
 def raw_values(maps: LearnableMaps, position: Tensor, uv: Tensor, footprint: Tensor, detail: float = 1.0) -> Tensor:
@@ -78,25 +76,43 @@ def reach(maps: LearnableMaps, gbuffer: GBuffer, detail: float = 1.0) -> list[Te
     return list(torch.autograd.grad(total, levels, torch.ones_like(total), allow_unused=True))
 
 
+def gain(maps: LearnableMaps, footprint: Tensor, shares: Sequence[float], detail: float = 1.0) -> Tensor:
+    """(N,) how far a point's raw values move when each of `maps.parameters()` moves by its share of 1."""
+    total = torch.zeros_like(footprint)
+    for weight, share in zip(_weights(maps.volumes, maps.pyramid, footprint, detail), shares, strict=True):
+        if weight is not None:
+            total = total + weight * share
+    return total
+
+
+def _weights(
+    volumes: Sequence[Tensor], pyramid: Sequence[Tensor], footprint: Tensor, detail: float
+) -> list[float | Tensor | None]:
+    """How much each level counts at points: a number for all, (N,), or None where it is not open."""
+    count = len(volumes) + len(pyramid)
+    opened = [min(1.0, 1 + detail * (count - 1) - level) for level in range(count)]
+    weights = [share if share > 0 else None for share in opened]
+    for level, image in enumerate(pyramid, start=len(volumes)):
+        if weights[level] is not None:
+            # log2 of texels under the footprint: 0 keeps the level, 1 drops it.
+            fade = (1 - torch.log2((footprint * image.shape[-1]).clamp(min=1e-6))).clamp(0, 1)
+            weights[level] = weights[level] * fade
+    return weights
+
+
 def _blend(
     volumes: Sequence[Tensor], pyramid: Sequence[Tensor], position: Tensor, uv: Tensor, footprint: Tensor, detail: float
 ) -> Tensor:
-    channels = volumes[0].shape[1]
-    total = position.new_zeros(position.shape[0], channels)
-    count = len(volumes) + len(pyramid)
-    open_levels = 1 + detail * (count - 1)
+    weights = _weights(volumes, pyramid, footprint, detail)
+    total = position.new_zeros(position.shape[0], volumes[0].shape[1])
     grid3 = position.flip(-1).view(1, -1, 1, 1, 3)  # grid_sample wants the last axis first
-    for level, volume in enumerate(volumes):
-        share = min(1.0, max(0.0, open_levels - level))
-        if share > 0:
-            total = total + share * _sample(volume, grid3)
+    for weight, volume in zip(weights, volumes, strict=False):
+        if weight is not None:
+            total = total + weight * _sample(volume, grid3)
     grid2 = (uv * 2 - 1).view(1, -1, 1, 2)
-    for level, image in enumerate(pyramid, start=len(volumes)):
-        share = min(1.0, max(0.0, open_levels - level))
-        if share > 0:
-            # log2 of texels under the footprint: 0 keeps the level, 1 drops it.
-            fade = (1 - torch.log2((footprint * image.shape[-1]).clamp(min=1e-6))).clamp(0, 1)
-            total = total + (share * fade)[:, None] * _sample(image, grid2)
+    for weight, image in zip(weights[len(volumes) :], pyramid, strict=True):
+        if weight is not None:
+            total = total + weight[:, None] * _sample(image, grid2)
     return total
 
 
@@ -123,6 +139,11 @@ class _Clamp(torch.autograd.Function):
         return torch.where(leads_out(values, gradient, low, high), 0.0, gradient), None, None
 
 
+def limited(values: Tensor, low: float, high: float) -> Tensor:
+    """`values` clamped to low..high, without dead ends: what descends back inside passes."""
+    return _Clamp.apply(values, low, high)
+
+
 def leads_out(values: Tensor, gradient: Tensor, low: float, high: float) -> Tensor:
     """Where `values` lie beyond a limit and descending `gradient` takes them farther."""
     return ((values > high) & (gradient < 0)) | ((values < low) & (gradient > 0))
@@ -130,8 +151,8 @@ def leads_out(values: Tensor, gradient: Tensor, low: float, high: float) -> Tens
 
 def stored_values(raw: Tensor) -> Tensor:
     """Raw (..., 7) -> map values (..., 7) in 0..1 as written to files, normal x and y as 0..1."""
-    value = _Clamp.apply(raw[..., : NORMAL.start] + 0.5, 0.0, 1.0)
-    tilt = _Clamp.apply(raw[..., NORMAL] * SLOPE[-1] + 0.5, 0.5 - TILT_MAX / 2, 0.5 + TILT_MAX / 2)
+    value = limited(raw[..., : NORMAL.start] + 0.5, 0.0, 1.0)
+    tilt = limited(raw[..., NORMAL] * SLOPE[-1] + 0.5, 0.5 - TILT_MAX / 2, 0.5 + TILT_MAX / 2)
     return torch.cat((value, tilt), dim=-1)
 
 
@@ -141,11 +162,6 @@ def raw_moves(raw: Tensor, moves: Tensor) -> Tensor:
     beyond = _beyond(raw)
     back = torch.where(moves != 0, moves + beyond, moves)
     return torch.where(beyond * moves < 0, 0.0, back) / moves.new_tensor(SLOPE)
-
-
-def raw_slope(raw: Tensor, slope: Tensor) -> Tensor:
-    """Derivatives (N, 7) by raw values, of those by stored ones: 0 where descending them leads out of the limits."""
-    return torch.where(_beyond(raw) * slope < 0, 0.0, slope) * slope.new_tensor(SLOPE)
 
 
 def _beyond(raw: Tensor) -> Tensor:
@@ -234,5 +250,3 @@ def coverage(where: Texels) -> Tensor:
     mask = torch.zeros(where.size**2, dtype=torch.bool, device=where.index.device)
     mask[where.index] = True
     return mask.view(where.size, where.size)
-
-

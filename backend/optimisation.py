@@ -10,14 +10,19 @@ import torch
 from torch import Tensor
 
 from . import curvature, lighting, material
-from .descent import MeanDescent
-from .diffusion.interface import Denoiser, KnowsMaterials, Scene
+from .descent import Sums, descend, no_sums
+from .diffusion.interface import Denoiser, KnowsMaterials, ModelError, Scene
 from .distillation import Aim, Options, take_aim
 from .ggx_tables import GgxTables
 from .material import LearnableMaps
 from .object_start import is_mixed, place_metals, uniform_start
 from .shading import linear_to_srgb, shade
 from .views import ViewPool
+
+# The levels of the maps add up, so each moves a part of the way: volumes, and UV levels from the finest down. What
+# only the finest shows must come from it alone.
+VOLUME_SHARE = 0.15
+LEVEL_SHARES = (1.0, 0.8, 0.6, 0.4)
 
 
 @dataclass(frozen=True)
@@ -33,14 +38,13 @@ class Plan:
     pattern_scale: float
     seed: int
     rescale: float = 0.7
-    learning_rate: float = 0.03
-    newton: bool = False  # steps by what shows (curvature.py) instead of Adam's; learning_rate is then a share of them
-    rate_end: float = 0.08  # share of the learning rate that is left at the end
+    rate: float = 0.5  # share of what pictures ask for that one step gives
+    rate_end: float = 0.1  # share of the rate that is left at the end
     normal_from: float = 0.3  # share of the run before which the normal stays flat
     all_detail_at: float = 0.3  # share of the run after which every level is open
     average_from: float = 0.4
     average_decay: float = 0.98
-    detail_decay: float = 0.05  # pull of the UV levels to 0: noise dies, what is asked for again stays
+    detail_decay: float = 0.001  # of the UV levels a step: noise dies, what is asked for again stays
     binary_metallic: float = 0.15
     binary_from: float = 0.6
     options: Options = Options()
@@ -52,10 +56,10 @@ class State:
 
     maps: LearnableMaps
     average: LearnableMaps
-    optimiser: torch.optim.Optimizer
+    sums: Sums
+    told: Tensor  # what pictures have told of each map value (curvature.py)
     generator: torch.Generator
     step: int = 0
-    curvature: Tensor | None = None  # of Newton steps: made when first needed, alike in every run
 
 
 def new_state(plan: Plan, device: torch.device) -> State:
@@ -63,26 +67,8 @@ def new_state(plan: Plan, device: torch.device) -> State:
     average = LearnableMaps(
         tuple(v.detach().clone() for v in maps.volumes), tuple(p.detach().clone() for p in maps.pyramid)
     )
-    # The levels add up, so each may move only a part of the way; what only the finest shows must come from it alone.
-    finest = len(maps.pyramid) - 1
-    groups = [
-        {"params": [volume], "weight_decay": 0.0, "share": 0.15 if plan.newton else 0.3 if index else 0.5}
-        for index, volume in enumerate(maps.volumes)
-    ]
-    groups += [
-        {
-            "params": [image],
-            "weight_decay": plan.detail_decay,
-            "share": max(0.4, 1.0 - 0.2 * (finest - level)) if plan.newton else 0.2,
-        }
-        for level, image in enumerate(maps.pyramid)
-    ]
-    optimiser: torch.optim.Optimizer
-    if plan.newton:
-        optimiser = MeanDescent(groups, lr=plan.learning_rate)
-    else:
-        optimiser = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.99), eps=1e-12, fused=True)
-    return State(maps, average, optimiser, torch.Generator().manual_seed(plan.seed))
+    told = curvature.nothing_told(plan.finest, device)
+    return State(maps, average, no_sums(maps.parameters()), told, torch.Generator().manual_seed(plan.seed))
 
 
 def pattern_offset(plan: Plan) -> Tensor:
@@ -104,20 +90,28 @@ def start(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: Ggx
 
 
 def step(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxTables) -> None:
-    """Advance `state` by one step."""
+    """Advance `state` by one step. Raises ModelError when the model answers with values that are not numbers."""
     progress = state.step / plan.steps
     indices, scene = _scene(state, plan, pool)
     background, aim = _background(state, model, scene), None
-    for group in state.optimiser.param_groups:
-        group["lr"] = plan.learning_rate * group["share"] * _learning_rate_share(progress, plan)
     for _ in range(plan.options.reuse):
         raw, values, rendered = _render(state, plan, scene, tables, progress)
         x0 = to_nchw(scene.gbuffer.picture(rendered.detach(), background))
+        if not bool(torch.isfinite(x0).all()):
+            raise FloatingPointError(f"The render of step {state.step} holds values that are not numbers.")
         if aim is None:
             aim = _aim(x0, state, plan, model, scene, progress)
         wanted = aim.gradient(x0).permute(0, 2, 3, 1).reshape(-1, 3)[scene.gbuffer.pixel]
+        if not bool(torch.isfinite(wanted).all()):
+            raise ModelError(
+                f"The model {model.name} answered step {state.step} with values that are not numbers. Half precision "
+                "can be too little for it; or the guidance scale is too high."
+            )
+        signs = torch.randint(0, 2, rendered.shape, generator=state.generator).to(rendered) * 2 - 1
+        signed = torch.autograd.grad(rendered, values, signs, retain_graph=True)[0]
         slope = torch.autograd.grad(rendered, values, wanted)[0]
-        _move(state, plan, scene, tables, progress, raw, values.detach(), slope, wanted)
+        curvature.observe(state.told, scene.gbuffer.uv, signed)
+        _move(state, plan, scene, progress, raw, values.detach(), slope, wanted)
     state.step += 1
     _average(state, plan, progress)
 
@@ -137,30 +131,39 @@ def _render(
     gbuffer = scene.gbuffer
     raw = material.raw_values(state.maps, gbuffer.position, gbuffer.uv, gbuffer.footprint, _detail(plan, progress))
     values = material.stored_values(raw.detach()).requires_grad_(True)
-    rendered = linear_to_srgb(shade(gbuffer, material.surface_maps(values), scene.lights, tables)) * 2 - 1
+    linear = shade(gbuffer, material.surface_maps(values), scene.lights, tables)
+    rendered = linear_to_srgb(material.limited(linear, 0.0, 1.0)) * 2 - 1
     return raw, values, rendered
 
 
 def _move(
-    state: State, plan: Plan, scene: Scene, tables: GgxTables, progress: float,
-    raw: Tensor, values: Tensor, slope: Tensor, wanted: Tensor,
-) -> None:  # fmt: skip
-    """Move the maps down the `slope` (N, 7) of the stored values that display gradients `wanted` (N, 3) make."""
+    state: State, plan: Plan, scene: Scene, progress: float, raw: Tensor, values: Tensor, slope: Tensor, wanted: Tensor
+) -> None:
+    """Move the maps by the Newton steps of the points, whose display gradients are `wanted` (N, 3) and those of the
+    stored `values` (N, 7) are `slope` (N, 7)."""
+    gbuffer, detail = scene.gbuffer, _detail(plan, progress)
     if progress > plan.binary_from:
         strength = plan.binary_metallic * (progress - plan.binary_from) / (1 - plan.binary_from)
         slope[:, material.METALLIC] += strength * (1 - 2 * values[:, material.METALLIC])
+    moves = curvature.newton_step(state.told, gbuffer.uv, slope, wanted)
     if progress < plan.normal_from:
-        slope[:, material.NORMAL] = 0.0
-    state.optimiser.zero_grad(set_to_none=True)
-    if plan.newton:
-        if state.curvature is None:
-            state.curvature = curvature.table(tables, values.device)
-        moves = curvature.newton_step(state.curvature, values, slope, wanted)
-        raw.backward(material.raw_moves(raw.detach(), moves))
-        state.optimiser.step(material.reach(state.maps, scene.gbuffer, _detail(plan, progress)))
-    else:
-        raw.backward(material.raw_slope(raw.detach(), slope) / len(raw))
-        state.optimiser.step()
+        moves[:, material.NORMAL] = 0.0
+    shares = _shares(state.maps)
+    parameters = state.maps.parameters()
+    gain = material.gain(state.maps, gbuffer.footprint, shares, detail)
+    wishes = material.raw_moves(raw.detach(), moves) / gain[:, None]
+    summed = torch.autograd.grad(raw, parameters, wishes, allow_unused=True)
+    rate = plan.rate * _rate_share(progress, plan)
+    decay = [0.0] * len(state.maps.volumes) + [plan.detail_decay * rate] * len(state.maps.pyramid)
+    reach = material.reach(state.maps, gbuffer, detail)
+    descend(parameters, state.sums, summed, reach, [rate * share for share in shares], decay)
+
+
+def _shares(maps: LearnableMaps) -> list[float]:
+    """The part of a wish that each of the maps' parameters gives."""
+    finest = len(maps.pyramid) - 1
+    levels = [LEVEL_SHARES[min(finest - level, len(LEVEL_SHARES) - 1)] for level in range(len(maps.pyramid))]
+    return [VOLUME_SHARE] * len(maps.volumes) + levels
 
 
 def _detail(plan: Plan, progress: float) -> float:
@@ -180,9 +183,7 @@ def _aim(x0: Tensor, state: State, plan: Plan, model: Denoiser, scene: Scene, pr
     """Where the model wants the pictures x0 (B, 3, H, W)."""
     options = plan.options if plan.options.rescale is not None else replace(plan.options, rescale=plan.rescale)
     mask = scene.gbuffer.coverage[:, None]
-    return take_aim(
-        model, x0, scene, mask, progress, plan.guidance, plan.guidance_scale, options, state.generator
-    )
+    return take_aim(model, x0, scene, mask, progress, plan.guidance, plan.guidance_scale, options, state.generator)
 
 
 def to_nchw(picture: Tensor) -> Tensor:
@@ -190,7 +191,7 @@ def to_nchw(picture: Tensor) -> Tensor:
     return picture.permute(0, 3, 1, 2).contiguous()
 
 
-def _learning_rate_share(progress: float, plan: Plan) -> float:
+def _rate_share(progress: float, plan: Plan) -> float:
     warm = min(1.0, progress / 0.02 + 0.1)
     return warm * (plan.rate_end + (1 - plan.rate_end) * 0.5 * (1 + math.cos(math.pi * progress)))
 

@@ -119,6 +119,26 @@ def render(stored: Tensor, gbuffer: GBuffer, lights: Lights, tables: GgxTables) 
     return linear_to_srgb(shade(gbuffer, maps, lights, tables))
 
 
+def flat_points(count: int, views: int, steepest_deg: float, generator: torch.Generator) -> GBuffer:
+    """`count` points of a plane facing +Z, seen evenly from up to `steepest_deg`; lights go round by turns."""
+    up = torch.tensor([0.0, 0.0, 1.0]).expand(count, 3)
+    height = 1 - torch.rand(count, generator=generator) * (1 - math.cos(math.radians(steepest_deg)))
+    around = 2 * math.pi * torch.rand(count, generator=generator)
+    flat = (1 - height**2).sqrt()
+    return GBuffer(
+        view=torch.arange(count) % views,
+        pixel=torch.arange(count),
+        position=torch.zeros(count, 3),
+        geometric_normal=up,
+        normal=up,
+        tangent=torch.tensor([1.0, 0.0, 0.0, 1.0]).expand(count, 4),
+        uv=torch.zeros(count, 2),
+        footprint=torch.zeros(count),
+        to_camera=torch.stack((flat * around.cos(), flat * around.sin(), height), dim=1),
+        coverage=torch.zeros(1, 1, 1),
+    )
+
+
 @dataclass
 class Oracle:
     """A Denoiser (diffusion/interface.py) that knows the maps `stored` (7, S, S)."""

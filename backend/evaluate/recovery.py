@@ -26,7 +26,7 @@ from torch import Tensor
 from addon import protocol
 
 from .. import ggx_tables, lighting, maps, material, optimisation, views
-from ..curvature import flat_points
+from ..distillation import Options
 from ..ggx_tables import GgxTables
 from ..mesh import Mesh
 from ..optimisation import Plan
@@ -34,7 +34,7 @@ from ..rasterize import GBuffer, Triangles
 from . import _known as known
 from ._shapes import SHAPES
 
-STEPS, VIEWS = 250, 2
+STEPS, VIEWS = 400, 2
 LIGHTS = 10
 UNSEEN_SEED = 987
 # Standard deviation (research.md 7.7: 32 views and lights, 0.02 noise, prior 0.5) up to which a value can be told.
@@ -46,8 +46,8 @@ def plan_for(size: int, render_size: int, steps: int = STEPS, seed: int = 0, **c
     """A plan that trusts the model: no guidance beyond it, no prior of ours on the maps."""
     settings = {
         "views": VIEWS, "guidance": "clamped", "guidance_scale": 1.0, "pattern_scale": 1.0, "rescale": 0.0,
-        "detail_decay": 0.0, "binary_metallic": 0.0, "newton": True, "learning_rate": 0.3, "rate_end": 0.2,
-        "all_detail_at": 0.15, "average_from": 0.6, "average_decay": 0.95, **changes,
+        "detail_decay": 0.0, "binary_metallic": 0.0, "rate": 0.4, "rate_end": 1.0, "all_detail_at": 0.15,
+        "average_from": 0.6, "average_decay": 0.95, "options": Options(weighting="uniform"), **changes,
     }  # fmt: skip
     return Plan(steps=steps, render_size=render_size, finest=size, seed=seed, **settings)
 
@@ -122,7 +122,7 @@ def identifiable(stored: Tensor, tables: GgxTables, every: int = 4) -> tuple[Ten
     """
     points = stored[:, ::every, ::every].flatten(1).T
     generator = torch.Generator().manual_seed(3)
-    gbuffer = flat_points(OBSERVATIONS * len(points), OBSERVATIONS, 70.0, generator)
+    gbuffer = known.flat_points(OBSERVATIONS * len(points), OBSERVATIONS, 70.0, generator)
     lights = lighting.sample(OBSERVATIONS, generator)
     values = points.repeat_interleave(OBSERVATIONS, 0).requires_grad_(True)
     rendered = known.render(values, gbuffer, lights, tables)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from backend import ggx_tables, lighting, material, optimisation, views
 from backend.diffusion.interface import Prediction, Scene
+from backend.distillation import Options
 from backend.optimisation import Plan, State
 from backend.rasterize import GBuffer, Triangles
 from backend.shading import SurfaceMaps, linear_to_srgb, shade, srgb_to_linear
@@ -86,7 +87,7 @@ def plan_for(steps: int, render_size: int, finest: int, seed: int = 0, **changes
     """A plan that trusts the model: no guidance beyond it, no prior of the maps of our own."""
     settings = {
         "views": 4, "guidance": "clamped", "guidance_scale": 1.0, "pattern_scale": 1.0, "rescale": 0.0,
-        "detail_decay": 0.0, "binary_metallic": 0.0, **changes,
+        "detail_decay": 0.0, "binary_metallic": 0.0, "options": Options(weighting="uniform"), **changes,
     }  # fmt: skip
     return Plan(steps=steps, render_size=render_size, finest=finest, seed=seed, **settings)
 
@@ -133,5 +134,3 @@ def relit_psnr(known: Known, found: Known, mesh, size: int) -> tuple[float, floa
     wanted, got = render(known, gbuffer, lights), render(found, gbuffer, lights)
     each = [psnr(wanted[gbuffer.view == i], got[gbuffer.view == i]) for i in range(int(gbuffer.view.max()) + 1)]
     return psnr(wanted, got), min(each)
-
-

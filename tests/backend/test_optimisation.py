@@ -162,9 +162,7 @@ def test_close_ups_aim_at_what_may_change():
     half = len(two["positions"]) // 2
     two["face_mask"][half:] = False
     mesh = shapes.mesh_of(two)
-    pool = views.new_pool(
-        Triangles.of(mesh), torch.from_numpy(mesh.face_mask), 24, torch.Generator().manual_seed(1)
-    )
+    pool = views.new_pool(Triangles.of(mesh), torch.from_numpy(mesh.face_mask), 24, torch.Generator().manual_seed(1))
     middles = []
     for index in range(pool.full, len(pool.cameras)):
         picture = pool.look(index)

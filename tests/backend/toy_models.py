@@ -98,9 +98,7 @@ def schedule(**more):
 def pixel():
     learned = DDPMScheduler(beta_schedule="squaredcos_cap_v2", variance_type="learned_range", thresholding=True)
     network = unet(3, 12, out_channels=6, encoder_hid_dim=16)
-    return IFPipeline(
-        t5_tokenizer(), t5_encoder(), network, learned, None, None, None, requires_safety_checker=False
-    )
+    return IFPipeline(t5_tokenizer(), t5_encoder(), network, learned, None, None, None, requires_safety_checker=False)
 
 
 def stable_diffusion(prediction="epsilon"):

@@ -52,9 +52,7 @@ def _hard_surface() -> None:
 
     turn = Matrix.Rotation(math.pi / 2, 4, "Y")
     place = Matrix.Translation((0, 0, 0.5))
-    bmesh.ops.create_cone(
-        shape, cap_ends=True, segments=48, radius1=0.25, radius2=0.2, depth=0.5, matrix=place
-    )
+    bmesh.ops.create_cone(shape, cap_ends=True, segments=48, radius1=0.25, radius2=0.2, depth=0.5, matrix=place)
     bmesh.ops.create_cone(shape, cap_ends=True, segments=32, radius1=0.09, radius2=0.09, depth=1.6, matrix=turn)
     bmesh.ops.recalc_face_normals(shape, faces=shape.faces[:])
     shape.to_mesh(mesh)
