@@ -22,6 +22,8 @@ MEMORY = 0.9  # share of the sums that stays from step to step
 # Before anything is seen, each value is taken to show this much, with the weight of this many points.
 EXPECTED, EXPECTED_POINTS = 0.3, 0.3
 DAMPING = 1e-3  # added to the curvature: what hardly shows moves slowly
+# A derivative counts up to this: in the highlights of mirrors they grow to millions, and a few pixels would say all.
+STEEPEST = 30.0
 FARTHEST = 0.5  # in stored values, of one pixel's wish
 
 
@@ -34,6 +36,7 @@ def nothing_told(finest: int, device: torch.device | str = "cpu") -> Tensor:
 @torch.no_grad()
 def observe(told: Tensor, uv: Tensor, signed: Tensor) -> None:
     """Add points at uv (N, 2) to what was `told`; signed (N, 7) is J' s with random signs s (3,) at each."""
+    signed = signed.clamp(-STEEPEST, STEEPEST)
     products = [signed[:, row] * signed[:, column] for row, column in PAIRS]
     points = torch.stack((*products, torch.ones_like(products[0])), dim=1)
     with torch.enable_grad():  # the transpose of reading spreads the points over the texels they read
