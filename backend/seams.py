@@ -8,7 +8,7 @@ images; knows no materials beyond which two channels are a tangent-space normal.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -72,6 +72,12 @@ def find(mesh: Mesh, size: int) -> Cuts:
             )
         ),
     )
+
+
+def without_pairs(cuts: Cuts) -> Cuts:
+    """The same borders with no two sides that belong together: nothing to stitch."""
+    empty = {name: getattr(cuts, name)[:0] for name in ("uv_a", "uv_b", "turn", "smooth")}
+    return replace(cuts, **empty)
 
 
 def border_texels(cuts: Cuts, covered: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both sides of a UV seam must show the same: how far they are apart in the maps as they are written.
+
+    python -m backend evaluate seams --json FILE [--shapes sphere,box] [--steps 260] [--size 512]
+
+Each shape is textured by the built-in prior, whose patterns know no seams; the 8-bit images, gutters and all, are read
+bilinearly from both sides of every cut. Beside it the same without the stitch, and what two points of a texel's
+distance inside an island differ by, which is what an eye cannot tell from the pattern.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from addon import protocol
+
+from .. import ggx_tables, material, optimisation, seams, texturing
+from ..mesh import Mesh
+from ..models import ModelShelf
+from ._shapes import SHAPES
+from .recovery import as_written, new_pool
+
+PROMPT = "rusty iron"
+MAPS = {"base_color": slice(0, 3), "metallic": slice(3, 4), "roughness": slice(4, 5), "normal": slice(5, 7)}
+INSIDE_POINTS = 20_000
+
+
+def textured(mesh: Mesh, size: int, steps: int) -> tuple[material.LearnableMaps, material.Texels]:
+    """The averaged maps of a draft run of `steps` steps, and the texels of a `size` image."""
+    request = protocol.TextureRequest(PROMPT, quality="draft", texture_size=size, steps=steps)
+    model = ModelShelf().get(request.model, torch.device("cpu"))
+    model.set_prompt(PROMPT, "")
+    plan = texturing.make_plan(request, model)
+    state = optimisation.new_state(plan, torch.device("cpu"))
+    pool, tables = new_pool(mesh, plan.render_size, plan.seed), ggx_tables.load()
+    optimisation.start(state, plan, model, pool, tables)
+    while state.step < plan.steps:
+        optimisation.step(state, plan, model, pool, tables)
+    return state.average, material.texels(mesh, size)
+
+
+def apart(maps: material.LearnableMaps, where: material.Texels, stitched: bool) -> Tensor:
+    """(P, 7) differences across the cuts in the written images."""
+    baked = material.bake(maps, where if stitched else replace(where, cuts=seams.without_pairs(where.cuts)))
+    written = as_written(baked, material.coverage(where)).permute(1, 2, 0).flip(0)
+    return seams.jumps(where.cuts, written).abs()
+
+
+def inside(maps: material.LearnableMaps, where: material.Texels) -> Tensor:
+    """(K, 7) differences of stored values between texels and their right neighbours, both inside of an island."""
+    written = as_written(material.bake(maps, where), material.coverage(where)).permute(1, 2, 0).flip(0)
+    covered = torch.zeros(where.size**2, dtype=torch.bool)
+    covered[where.index[~where.border].cpu()] = True
+    both = (covered & covered.roll(-1)).view(where.size, -1)[:, :-1]
+    return (written[:, 1:] - written[:, :-1])[both].abs()[:INSIDE_POINTS]
+
+
+def figures(difference: Tensor) -> dict[str, dict[str, float]]:
+    """Mean and 99th percentile of each map, the worst channel of a point counting."""
+    worst = {name: difference[:, channels].amax(1) for name, channels in MAPS.items()}
+    return {
+        name: {"mean": round(float(x.mean()), 5), "p99": round(float(x.quantile(0.99)), 5)} for name, x in worst.items()
+    }
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("evaluate seams", description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--shapes", default=",".join(SHAPES), help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--steps", type=int, default=texturing.STEPS["draft"])
+    parser.add_argument("--size", type=int, default=512, help="texels of the maps")
+    options = parser.parse_args(arguments)
+    names = options.shapes.split(",")
+    for name in names:
+        if name not in SHAPES:
+            parser.error(f"{name!r} is none of {', '.join(SHAPES)}.")
+    rows = []
+    for name in names:
+        maps, where = textured(SHAPES[name](), options.size, options.steps)
+        if not len(where.cuts.uv_a):
+            raise ValueError(f"The {name} has no seam to measure.")
+        rows.append({
+            "shape": name, "points": len(where.cuts.uv_a),
+            "smooth_share": round(float(where.cuts.smooth.float().mean()), 3),
+            "across_seams": figures(apart(maps, where, stitched=True)),
+            "without_the_stitch": figures(apart(maps, where, stitched=False)),
+            "one_texel_inside": figures(inside(maps, where)),
+        })  # fmt: skip
+        print(json.dumps(rows[-1]), flush=True)
+        results = {"prompt": PROMPT, "size": options.size, "steps": options.steps, "rows": rows}
+        protocol.write_beside(options.json, json.dumps(results, indent=1).encode())
+    return 0
