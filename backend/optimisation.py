@@ -45,7 +45,7 @@ class Plan:
     average_from: float = 0.4
     average_decay: float = 0.98
     detail_decay: float = 0.001  # of the UV levels a step: noise dies, what is asked for again stays
-    binary_metallic: float = 0.15
+    binary_metallic: float = 0.05  # of a step, towards 0 or 1
     binary_from: float = 0.6
     options: Options = Options()
 
@@ -142,10 +142,11 @@ def _move(
     """Move the maps by the Newton steps of the points, whose display gradients are `wanted` (N, 3) and those of the
     stored `values` (N, 7) are `slope` (N, 7)."""
     gbuffer, detail = scene.gbuffer, _detail(plan, progress)
-    if progress > plan.binary_from:
-        strength = plan.binary_metallic * (progress - plan.binary_from) / (1 - plan.binary_from)
-        slope[:, material.METALLIC] += strength * (1 - 2 * values[:, material.METALLIC])
     moves = curvature.newton_step(state.told, gbuffer.uv, slope, wanted)
+    if progress > plan.binary_from:
+        # On top of what pictures ask for: as a part of their slope it would drag the other values along.
+        strength = plan.binary_metallic * (progress - plan.binary_from) / (1 - plan.binary_from)
+        moves[:, material.METALLIC] += strength * (1 - 2 * values[:, material.METALLIC])
     if progress < plan.normal_from:
         moves[:, material.NORMAL] = 0.0
     shares = _shares(state.maps)
