@@ -27,6 +27,7 @@ from ._shapes import SHAPES
 from .recovery import as_written, new_pool
 
 PROMPT = "rusty iron"
+CUT = [name for name in SHAPES if name != "mirrored"]  # whose halves meet at the same texels
 MAPS = {"base_color": slice(0, 3), "metallic": slice(3, 4), "roughness": slice(4, 5), "normal": slice(5, 7)}
 INSIDE_POINTS = 20_000
 
@@ -72,19 +73,17 @@ def figures(difference: Tensor) -> dict[str, dict[str, float]]:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("evaluate seams", description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--shapes", default=",".join(SHAPES), help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--shapes", default=",".join(CUT), help=f"of {', '.join(CUT)}")
     parser.add_argument("--steps", type=int, default=texturing.STEPS["draft"])
     parser.add_argument("--size", type=int, default=512, help="texels of the maps")
     options = parser.parse_args(arguments)
     names = options.shapes.split(",")
     for name in names:
-        if name not in SHAPES:
-            parser.error(f"{name!r} is none of {', '.join(SHAPES)}.")
+        if name not in CUT:
+            parser.error(f"{name!r} is none of {', '.join(CUT)}.")
     rows = []
     for name in names:
         maps, where = textured(SHAPES[name](), options.size, options.steps)
-        if not len(where.cuts.uv_a):
-            raise ValueError(f"The {name} has no seam to measure.")
         rows.append({
             "shape": name, "points": len(where.cuts.uv_a),
             "smooth_share": round(float(where.cuts.smooth.float().mean()), 3),
