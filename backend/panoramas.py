@@ -2,15 +2,14 @@
 """Panoramas as lights: a second-order part, a few suns, and the rest blurred once per lobe width.
 
 A panorama is an equirectangular picture in Blender's mapping, linear Rec.709. What is much brighter than the rest
-becomes suns, a lamp several of them side by side, each as wide as its piece; what is left is split into its second-order part, which shading integrates exactly, and a residual whose convolutions with
-lobes of growing width are kept as small pictures and looked up along the lobe's mean direction. Knows pictures of
-light; knows no surfaces.
+becomes suns, a lamp several of them side by side, each as wide as its piece. What is left is split into its
+second-order part, which shading integrates exactly, and a residual whose convolutions with lobes of growing width are
+kept as small pictures and looked up along the lobe's mean direction. Knows pictures of light; knows no surfaces.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,8 +33,8 @@ class PanoramaError(ValueError):
 
 @dataclass(frozen=True)
 class Environment:
-    """constant (3,), linear (3, 3), quadratic (3, 3, 3) and suns (S, ...) as in `Lights`; blurred (L + 1, HEIGHT, 2 HEIGHT, 3)
-    the residual under lobes of LOBE_ROUGHNESS, then under a cosine; spread (L,) sqrt(1 - mean cosine) of the lobes."""
+    """constant (3,), linear (3, 3), quadratic (3, 3, 3) and S suns as in `Lights`; blurred (L + 1, HEIGHT, 2 HEIGHT,
+    3) the residual under lobes of LOBE_ROUGHNESS, then under a cosine; spread (L,) sqrt(1 - mean cosine) of them."""
 
     constant: Tensor
     linear: Tensor
@@ -45,16 +44,6 @@ class Environment:
     sun_spread: Tensor
     blurred: Tensor
     spread: Tensor
-
-
-def read_panorama(file: Path) -> np.ndarray:
-    """(H, W, 3) float32 of an .exr or .hdr file, row 0 at the top. Raises PanoramaError or OSError."""
-    content = file.read_bytes()
-    if content[:4] == b"\x76\x2f\x31\x01":
-        return _read_exr(file)
-    if content[:2] == b"#?":
-        return _read_hdr(content, file.name)
-    raise PanoramaError(f"{file.name} is neither OpenEXR nor Radiance HDR. Save it as .exr or .hdr.")
 
 
 def from_panorama(picture: np.ndarray) -> Environment:
@@ -256,55 +245,3 @@ def _kernels() -> tuple[np.ndarray, np.ndarray]:
         kernels[i] = polynomials @ (measure / measure.sum())
         spread.append(np.sqrt(1 - kernels[i, 1]))
     return kernels, np.array(spread[:-1])
-
-
-# --- files ----------------------------------------------------------------------------------------
-
-
-def _read_exr(file: Path) -> np.ndarray:
-    import OpenEXR
-
-    with OpenEXR.File(str(file)) as opened:
-        channels = opened.channels()
-        if "RGB" in channels or "RGBA" in channels:
-            pixels = channels["RGB" if "RGB" in channels else "RGBA"].pixels[..., :3]
-        elif {"R", "G", "B"} <= channels.keys():
-            pixels = np.stack([channels[name].pixels for name in "RGB"], axis=-1)
-        else:
-            raise PanoramaError(f"{file.name} has no channels R, G and B.")
-    return np.ascontiguousarray(pixels, dtype=np.float32)
-
-
-def _read_hdr(content: bytes, name: str) -> np.ndarray:
-    """Radiance's run-length encoded RGBE, the only kind in use."""
-    header, _, rest = content.partition(b"\n\n")
-    size, _, body = rest.partition(b"\n")
-    words = size.split()
-    if b"32-bit_rle_rgbe" not in header or len(words) != 4 or words[0] != b"-Y" or words[2] != b"+X":
-        raise PanoramaError(f"{name} is a kind of Radiance picture that is not read. Save it as .exr.")
-    height, width = int(words[1]), int(words[3])
-    if not 8 <= width <= 32767 or not 1 <= height <= 32767:
-        raise PanoramaError(f"{name} has an unlikely size of {width} x {height}.")
-    rows, at = np.zeros((height, 4, width), np.uint8), 0
-    try:
-        for row in range(height):
-            if body[at : at + 4] != bytes((2, 2, width >> 8, width & 255)):
-                raise PanoramaError(f"{name} is not run-length encoded or is damaged at row {row}.")
-            at += 4
-            for part in range(4):
-                x = 0
-                while x < width:
-                    run = body[at]
-                    count = run - 128 if run > 128 else run
-                    if not count or x + count > width:
-                        raise PanoramaError(f"{name} is damaged at row {row}.")
-                    taken = 1 if run > 128 else count
-                    piece = np.frombuffer(body, np.uint8, taken, at + 1)
-                    rows[row, part, x : x + count] = piece
-                    at, x = at + 1 + taken, x + count
-    except (IndexError, ValueError) as error:
-        if isinstance(error, PanoramaError):
-            raise
-        raise PanoramaError(f"{name} ends too early.") from error
-    scale = np.ldexp(1.0, rows[:, 3].astype(np.int32) - 136).astype(np.float32)
-    return rows[:, :3].transpose(0, 2, 1) * np.where(rows[:, 3] > 0, scale, 0)[..., None]

@@ -151,11 +151,8 @@ def _world(lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights, ope
     reflected = metallic * metal + (1 - metallic) * dielectric
     irradiance = _irradiance(lobe, view, polynomial, lights)
     if openness is not None:
-        # Shares of light, not light: no gradient on the maps goes through them.
-        with torch.no_grad():
-            open_to_wall = diffuse_share(openness, gbuffer, lobe.normal, lights)
-            open_to_lobe = glossy_share(openness, gbuffer, normal, lobe.roughness, lights)
-        reflected, irradiance = reflected * open_to_lobe, irradiance * open_to_wall
+        reflected = reflected * glossy_share(openness, gbuffer, normal, lobe.roughness, lights)
+        irradiance = irradiance * diffuse_share(openness, gbuffer, lobe.normal, lights)
     return reflected + maps.base_color * lobe.diffuse_weight[:, None] * irradiance
 
 

@@ -33,7 +33,11 @@ def measured(folder: Path, table: str, samples: int) -> dict:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "BLENDER_USER_RESOURCES": str(folder / "user")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return parity.compare(folder, json.loads((folder / "facts.json").read_text()))
+    facts = json.loads((folder / "facts.json").read_text())
+    rows = parity.compare(folder, facts)
+    assert len(rows) == len(facts["renders"])
+    assert parity.compare(folder, facts, rows, lambda rows: pytest.fail("a row was computed again")) == rows
+    return parity.summary(facts, rows)
 
 
 def test_nine_materials_agree_under_a_sun_and_a_world(tmp_path):
