@@ -7,7 +7,7 @@
 tests/blender/parity_renders.py makes Cycles' pictures and says in facts.json what is in them; here the same meshes,
 lights and materials go through rasterize, lighting and shading. A picture's figure is the mean over its interior
 pixels and colours of |ours - Cycles| / (Cycles + 2 % of Cycles' mean). A pixel is interior when it and the two
-pixels to every side are covered. Each of our pixels is the mean of SUPERSAMPLES^2 points, as Cycles' is one of
+pixels to every side are covered. Each of our pixels is the mean of a square of points, as Cycles' is one of
 many; lookups are bilinear in the stored values, as Blender's are. A run that is broken off, or has --minutes, goes
 on when it is called again: pictures that are there are not rendered again, and rows of FILE whose picture and our
 code are still the same are not computed again. Knows files and figures; no bpy.
@@ -37,7 +37,7 @@ from ..mesh import load_job_mesh
 from ..rasterize import GBuffer, Triangles, gather, look
 from ..shading import SurfaceMaps, linear_to_srgb, shade, srgb_to_linear
 
-SUPERSAMPLES = 8
+SUPERSAMPLES, SUN_SUPERSAMPLES = 8, 16  # across a pixel; under suns nothing but edges is uncertain in either picture
 FLOOR = 0.02  # of the picture's mean, so that black pixels do not decide
 RENDERER = Path(__file__).resolve().parents[2] / "tests" / "blender" / "parity_renders.py"
 RENDER_LIMIT_S = 6 * 3600
@@ -51,8 +51,9 @@ CAP = 200_000  # points shaded at a time
 
 @dataclass(frozen=True)
 class View:
-    """One mesh as the camera sees it: points of size * SUPERSAMPLES pictures, and the interior (size, size)."""
+    """One mesh as the camera sees it: `fine` squared points a pixel, and the interior (size, size)."""
 
+    fine: int
     gbuffer: GBuffer
     interior: np.ndarray
     triangles: Triangles
@@ -110,14 +111,15 @@ class Side:
 
     def __init__(self, renders: Path, facts: dict):
         self.renders, self.facts, self.tables = renders, facts, ggx_tables.load()
-        self._views: dict[tuple[str, int], View] = {}
+        self._views: dict[tuple[str, int, int], View] = {}
         self._lights: dict[str, lighting.Lights] = {}
 
     def view(self, job: dict) -> View:
-        key = job["mesh"], job["size"]
+        fine = SUPERSAMPLES if "world" in self.facts["lights"][job["light"]] else SUN_SUPERSAMPLES
+        key = job["mesh"], job["size"], fine
         if key not in self._views:
             mesh = self.renders / self.facts["meshes"][job["mesh"]]
-            self._views[key] = look_at_mesh(mesh, self.facts["camera"], job["size"])
+            self._views[key] = look_at_mesh(mesh, self.facts["camera"], job["size"], fine)
         return self._views[key]
 
     def picture(self, job: dict) -> np.ndarray:
@@ -192,22 +194,21 @@ def figures(ours: np.ndarray, reference: np.ndarray, interior: np.ndarray) -> di
 # --- our side -------------------------------------------------------------------------------------
 
 
-def look_at_mesh(file: Path, camera: dict, size: int) -> View:
+def look_at_mesh(file: Path, camera: dict, size: int, fine: int) -> View:
     mesh = load_job_mesh(file)
     triangles = Triangles.of(mesh)
     place = (torch.tensor(camera["position"]) - torch.from_numpy(mesh.center)) / mesh.radius
     angle = torch.zeros(1)
     rotation, half = torch.tensor(camera["rotation"]), torch.tensor([camera["tan_half_fov"]])
     cameras = Cameras(place[None].float(), rotation[None], half, angle, angle)
-    fine = size * SUPERSAMPLES
-    seen = look(triangles, cameras, 0, fine)
-    covered = (seen.coverage.numpy() >= 1).reshape(size, SUPERSAMPLES, size, SUPERSAMPLES)
+    seen = look(triangles, cameras, 0, size * fine)
+    covered = (seen.coverage.numpy() >= 1).reshape(size, fine, size, fine)
     covered = covered.all((1, 3))
     interior = covered.copy()
     for down in range(-2, 3):
         for right in range(-2, 3):
             interior &= np.roll(covered, (down, right), (0, 1))
-    return View(gather(triangles, cameras, [seen]), interior, triangles, {})
+    return View(fine, gather(triangles, cameras, [seen]), interior, triangles, {})
 
 
 def lights_of(light: dict, renders: Path) -> lighting.Lights:
@@ -241,10 +242,9 @@ def picture_of(
         pick = SurfaceMaps(*(None if m is None else m[keep] for m in maps.__dict__.values()))
         seen = openness and replace(openness, sky=openness.sky[keep], suns=openness.suns[keep])
         shaded.append(shade(some, pick, lights, tables, openness=seen))
-    size = render["size"]
-    fine = size * SUPERSAMPLES
-    flat = torch.zeros(fine * fine, 3).index_copy(0, points.pixel, torch.cat(shaded))
-    return flat.view(size, SUPERSAMPLES, size, SUPERSAMPLES, 3).mean((1, 3)).numpy()
+    size, fine = render["size"], view.fine
+    flat = torch.zeros((size * fine) ** 2, 3).index_copy(0, points.pixel, torch.cat(shaded))
+    return flat.view(size, fine, size, fine, 3).mean((1, 3)).numpy()
 
 
 def openness_of(view: View, lights: lighting.Lights) -> occlusion.Openness:
