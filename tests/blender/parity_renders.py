@@ -31,7 +31,7 @@ BASE = (0.8, 0.35, 0.2)
 PAIRS = [(m, r) for m in (0.0, 0.5, 1.0) for r in (0.15, 0.5, 0.9)]
 SMALL_PAIRS = [(0.0, 0.5), (1.0, 0.15), (1.0, 0.9)]
 SUN_SAMPLES = 256
-SMOOTH_WORLD_SAMPLES = 3  # times the samples: they need no rays towards the light, so it costs the same
+SMOOTH_WORLD_SAMPLES = 2  # times the samples: they need no rays towards the light
 STUDIO = ("city", "studio", "sunset")  # panoramas that come with Blender
 
 
@@ -46,6 +46,9 @@ def main(arguments: list[str]) -> None:
     )  # fmt: skip
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no picture after that long")
     options = parser.parse_args(arguments)
+    if options.samples < 1 or options.samples & (options.samples - 1):
+        # Cycles' sequence is even only when it is used whole: 320 samples were four times as noisy as 768.
+        parser.error("--samples must be a power of two.")
     options.out.mkdir(parents=True, exist_ok=True)
     scene = oracle_scene()
     lights = make_lights(options.out, options.table)
@@ -79,11 +82,12 @@ def table(kind: str, objects: dict, lights: dict, options: argparse.Namespace):
     def job(mesh: str, light: str, material: dict, occluded: bool = False) -> dict:
         plain = isinstance(material["metallic"], float)
         ending = f"m{material['metallic']}-r{material['roughness']}" if plain else "textures"
-        file = f"{mesh}-{light}{'-occluded' if occluded else ''}-{ending}.exr"
         # Suns leave no noise but that of edges, which more pixels make rarer.
         many, size = SUN_SAMPLES, 2 * options.size
         if "world" in lights[light]:
             many, size = options.samples * (SMOOTH_WORLD_SAMPLES if smooth(lights[light]) else 1), options.size
+        # With all that a person may change, so that no other run's picture is taken for it.
+        file = f"{mesh}-{light}{'-occluded' if occluded else ''}-{ending}-{size}px-{many}.exr"
         return {
             "file": file, "mesh": mesh, "light": light, "occluded": occluded, "samples": many, "size": size,
             "material": material,
