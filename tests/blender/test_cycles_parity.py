@@ -41,13 +41,13 @@ def measured(folder: Path, table: str, samples: int) -> dict:
 
 
 def test_nine_materials_agree_under_a_sun_and_a_world(tmp_path):
-    result = measured(tmp_path, "fingerprint", 96)
+    result = measured(tmp_path, "fingerprint", 128)
     errors = {row["file"]: row["error"] for row in result["rows"]}
     assert len(errors) == 9 and max(errors.values()) < 0.01, errors
 
 
 def test_textures_sharp_edges_panoramas_and_shadows_agree(tmp_path):
-    result = measured(tmp_path, "test", 96)
+    result = measured(tmp_path, "test", 128)
     found = {name: group["worst"] for name, group in result["groups"].items()}
     print(found)
     assert found.keys() == LIMITS.keys()
