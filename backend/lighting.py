@@ -89,7 +89,8 @@ class Lights:
 
     constant (B, 3 rgb); linear (B, 3 xyz, 3 rgb); quadratic (B, 3, 3, 3 rgb), symmetric in xyz;
     sun_direction (B, S, 3) unit, towards the sun; sun_irradiance (B, S, 3 rgb), 0 where unused;
-    residuals: what panoramas add to the second order, or None.
+    residuals: what panoramas add to the second order, or None; sun_spread (B, S) how far a sun's light comes from
+    beside its direction, root mean square in radians, or None for points.
     """
 
     constant: Tensor
@@ -98,6 +99,7 @@ class Lights:
     sun_direction: Tensor
     sun_irradiance: Tensor
     residuals: Residuals | None = None
+    sun_spread: Tensor | None = None
 
     def __getitem__(self, index: Tensor | slice) -> Lights:
         return Lights(
@@ -107,6 +109,7 @@ class Lights:
             self.sun_direction[index],
             self.sun_irradiance[index],
             None if self.residuals is None else self.residuals[index],
+            None if self.sun_spread is None else self.sun_spread[index],
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Lights:
@@ -116,6 +119,7 @@ class Lights:
                 for t in (self.constant, self.linear, self.quadratic, self.sun_direction, self.sun_irradiance)
             ),
             None if self.residuals is None else self.residuals.to(device, dtype),
+            None if self.sun_spread is None else self.sun_spread.to(device, dtype),
         )
 
 
@@ -131,11 +135,13 @@ def uniform(count: int, radiance: float = 1.0, suns: int = 1) -> Lights:
 
 
 def with_suns(lights: Lights, direction: Tensor, irradiance: Tensor) -> Lights:
-    """The same world with suns towards `direction` (B, S, 3), unit, of `irradiance` (B, S, 3) added."""
+    """The same world with suns towards `direction` (B, S, 3), unit, of `irradiance` (B, S, 3) added: points."""
+    spread = lights.sun_spread
     return replace(
         lights,
         sun_direction=torch.cat((lights.sun_direction, direction), dim=1),
         sun_irradiance=torch.cat((lights.sun_irradiance, irradiance), dim=1),
+        sun_spread=None if spread is None else torch.cat((spread, torch.zeros_like(irradiance[..., 0])), dim=1),
     )
 
 

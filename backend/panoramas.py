@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Panoramas as lights: a second-order part, a few suns, and the rest blurred once per lobe width.
 
-A panorama is an equirectangular picture in Blender's mapping, linear Rec.709. Compact bright spots become suns; what
-is left is split into its second-order part, which shading integrates exactly, and a residual whose convolutions with
-lobes of growing width are kept as small pictures and looked up along the lobe's mean direction. Knows pictures of
-light; knows no surfaces.
+A panorama is an equirectangular picture in Blender's mapping, linear Rec.709. What is much brighter than the rest
+becomes suns, a lamp several of them side by side, each as wide as its piece. What is left is split into its
+second-order part, which shading integrates exactly, and a residual whose convolutions with lobes of growing width are
+kept as small pictures and looked up along the lobe's mean direction. Knows pictures of light; knows no surfaces.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,9 +21,10 @@ HEIGHT = 128  # rows of the blurred pictures
 SOURCE_HEIGHT = 256  # rows of what is blurred: exact up to degree 127
 DEGREES = 128
 LOBE_ROUGHNESS = (0.08, 0.13, 0.2, 0.3, 0.42, 0.58, 0.78, 1.0)
-SUN_RADIUS_DEG = 3.0
-SUNS_AT_MOST = 3
-SUN_SHARE = 0.03  # of the panorama's whole light; a fainter spot is no sun
+BRIGHT_SHARE = 0.012  # of the sphere: where lamps are looked for
+SUNS_AT_MOST = 24
+FAINT_SUN = 0.002  # of the panorama's whole light; fainter ones stay in the picture
+UNRESOLVED_RAD = 0.006  # a sun whose light is spread no wider than this needs no splitting
 
 
 class PanoramaError(ValueError):
@@ -33,26 +33,17 @@ class PanoramaError(ValueError):
 
 @dataclass(frozen=True)
 class Environment:
-    """constant (3,), linear (3, 3), quadratic (3, 3, 3) and suns as in `Lights`; blurred (L + 1, HEIGHT, 2 HEIGHT, 3)
-    the residual under lobes of LOBE_ROUGHNESS, then under a cosine; spread (L,) sqrt(1 - mean cosine) of the lobes."""
+    """constant (3,), linear (3, 3), quadratic (3, 3, 3) and S suns as in `Lights`; blurred (L + 1, HEIGHT, 2 HEIGHT,
+    3) the residual under lobes of LOBE_ROUGHNESS, then under a cosine; spread (L,) sqrt(1 - mean cosine) of them."""
 
     constant: Tensor
     linear: Tensor
     quadratic: Tensor
     sun_direction: Tensor
     sun_irradiance: Tensor
+    sun_spread: Tensor
     blurred: Tensor
     spread: Tensor
-
-
-def read_panorama(file: Path) -> np.ndarray:
-    """(H, W, 3) float32 of an .exr or .hdr file, row 0 at the top. Raises PanoramaError or OSError."""
-    content = file.read_bytes()
-    if content[:4] == b"\x76\x2f\x31\x01":
-        return _read_exr(file)
-    if content[:2] == b"#?":
-        return _read_hdr(content, file.name)
-    raise PanoramaError(f"{file.name} is neither OpenEXR nor Radiance HDR. Save it as .exr or .hdr.")
 
 
 def from_panorama(picture: np.ndarray) -> Environment:
@@ -78,13 +69,9 @@ def from_panorama(picture: np.ndarray) -> Environment:
     quadratic[0, 0], quadratic[1, 1], quadratic[2, 2] = fit[7], fit[8], -fit[7] - fit[8]
     kernels, spread = _kernels()
     blurred = _convolve(picture - (basis @ fit).reshape(picture.shape), kernels)
-    direction, irradiance = np.zeros((SUNS_AT_MOST, 3)), np.zeros((SUNS_AT_MOST, 3))
-    direction[:, 2] = 1
-    for i, (towards, power) in enumerate(suns):
-        direction[i], irradiance[i] = towards, power
     return Environment(
         *(torch.from_numpy(np.ascontiguousarray(a)).float() for a in (
-            fit[0], fit[1:4], quadratic, direction, irradiance, blurred, spread
+            fit[0], fit[1:4], quadratic, *suns, blurred, spread
         ))
     )  # fmt: skip
 
@@ -100,7 +87,11 @@ def lights(environments: list[Environment], which: Tensor, generator: torch.Gene
         gain = torch.exp(0.25 * torch.randn(count, generator=generator))
 
     def stack(name: str) -> Tensor:
-        return torch.stack([getattr(e, name) for e in environments])[which]
+        parts = [getattr(e, name) for e in environments]
+        if name.startswith("sun"):  # as many as the environment that has most; those added shine with nothing
+            most = max(len(part) for part in parts)
+            parts = [torch.cat((part, part.new_zeros(most - len(part), *part.shape[1:]))) for part in parts]
+        return torch.stack(parts)[which]
 
     blurred = torch.cat([e.blurred for e in environments])
     ringed = torch.cat((blurred[:, :, -1:], blurred, blurred[:, :, :1]), dim=2).permute(3, 0, 1, 2).contiguous()
@@ -112,6 +103,7 @@ def lights(environments: list[Environment], which: Tensor, generator: torch.Gene
         torch.einsum("bij,bsj->bsi", turn, stack("sun_direction")),
         stack("sun_irradiance") * gain[:, None, None],
         residuals,
+        stack("sun_spread"),
     )
     return made if count else uniform(0)
 
@@ -127,30 +119,56 @@ def directions(height: int) -> np.ndarray:
 # --- splitting ------------------------------------------------------------------------------------
 
 
-def _take_suns(picture: np.ndarray) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-    """The picture without its compact bright spots, and those: direction and irradiance."""
+def _take_suns(picture: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The picture without its lamps, and those as suns: direction (S, 3), irradiance (S, 3), spread (S,)."""
     height = len(picture)
-    w = directions(height)
-    solid = np.sin((np.arange(height) + 0.5) / height * np.pi)[:, None, None] * (np.pi / height) ** 2
-    whole = (picture * solid).sum((0, 1)).mean()
-    picture, suns = picture.copy(), []
-    for _ in range(SUNS_AT_MOST):
-        peak = np.unravel_index(picture.mean(-1).argmax(), picture.shape[:2])
-        cosine = w @ w[peak]
-        inside = cosine > np.cos(np.radians(SUN_RADIUS_DEG))
-        ring = ~inside & (cosine > np.cos(np.radians(2 * SUN_RADIUS_DEG)))
-        around = np.median(picture[ring], axis=0)
-        excess = np.where(inside[..., None], np.maximum(picture - around, 0), 0) * solid
-        power = excess.sum((0, 1))
-        # Compact: nine tenths lie in the inner half, else it is a lamp with a size, which stays in the picture.
-        core = cosine > np.cos(np.radians(SUN_RADIUS_DEG / 2))
-        compact = excess[core].sum() > 0.9 * excess.sum()
-        if power.mean() < SUN_SHARE * whole or not compact:
+    w = directions(height).reshape(-1, 3)
+    solid = np.sin((np.arange(height) + 0.5) / height * np.pi).repeat(2 * height) * (np.pi / height) ** 2
+    flat = picture.reshape(-1, 3)
+    brightness = flat.mean(-1)
+    order = np.argsort(-brightness)
+    bright = order[: np.searchsorted(solid[order].cumsum(), BRIGHT_SHARE * 4 * np.pi)]
+    cap = brightness[bright[-1]]
+    excess = flat[bright] * (1 - cap / np.maximum(brightness[bright], 1e-12))[:, None]
+    power = excess * solid[bright, None]
+    piece = _pieces(w[bright], power.mean(-1), FAINT_SUN * (brightness * solid).sum())
+    suns, flat = [], flat.copy()
+    for k in range(piece.max() + 1):
+        mine = piece == k
+        if power[mine].mean(-1).sum() > FAINT_SUN * (brightness * solid).sum():
+            flat[bright[mine]] -= excess[mine]
+            suns.append((*_middle(w[bright[mine]], power[mine].mean(-1)), power[mine].sum(0)))
+    found = (np.array([sun[i] for sun in suns]).reshape(-1, *shape) for i, shape in ((0, (3,)), (2, (3,)), (1, ())))
+    return flat.reshape(picture.shape), tuple(found)
+
+
+def _middle(w: np.ndarray, power: np.ndarray) -> tuple[np.ndarray, float]:
+    """The middle (3,) of directions (N, 3) by their power (N,), and how far they lie from it (root mean square)."""
+    mean = (power[:, None] * w).sum(0) / power.sum()
+    length = np.linalg.norm(mean)
+    return mean / length, float(np.sqrt(max(0.0, 2 - 2 * length)))
+
+
+def _pieces(w: np.ndarray, power: np.ndarray, faint: float) -> np.ndarray:
+    """(N,) which of at most SUNS_AT_MOST compact pieces each of the directions (N, 3) belongs to: the piece with most
+    power spread widest is cut across its longer axis until none is worth it, then each goes to the nearest."""
+    piece = np.zeros(len(w), int)
+    for count in range(1, SUNS_AT_MOST):
+        worth = np.zeros(count)
+        for k in range(count):
+            own = power[piece == k]
+            if own.sum() > faint and len(own) > 1:
+                worth[k] = own.sum() * max(0.0, _middle(w[piece == k], own)[1] ** 2 - UNRESOLVED_RAD**2)
+        if not worth.any():
             break
-        towards = (excess.sum(-1)[..., None] * w).sum((0, 1))
-        suns.append((towards / np.linalg.norm(towards), power))
-        picture[inside] = np.minimum(picture[inside], around)
-    return picture, suns
+        mine = np.flatnonzero(piece == worth.argmax())
+        off = w[mine] - _middle(w[mine], power[mine])[0]
+        axis = np.linalg.eigh((off * power[mine, None]).T @ off)[1][:, -1]
+        piece[mine[off @ axis > 0]] = count
+        for _ in range(3):
+            middles = np.stack([_middle(w[piece == k], power[piece == k] + 1e-12)[0] for k in np.unique(piece)])
+            piece = (w @ middles.T).argmax(1)
+    return piece
 
 
 def _resized(picture: np.ndarray, height: int) -> np.ndarray:
@@ -227,55 +245,3 @@ def _kernels() -> tuple[np.ndarray, np.ndarray]:
         kernels[i] = polynomials @ (measure / measure.sum())
         spread.append(np.sqrt(1 - kernels[i, 1]))
     return kernels, np.array(spread[:-1])
-
-
-# --- files ----------------------------------------------------------------------------------------
-
-
-def _read_exr(file: Path) -> np.ndarray:
-    import OpenEXR
-
-    with OpenEXR.File(str(file)) as opened:
-        channels = opened.channels()
-        if "RGB" in channels or "RGBA" in channels:
-            pixels = channels["RGB" if "RGB" in channels else "RGBA"].pixels[..., :3]
-        elif {"R", "G", "B"} <= channels.keys():
-            pixels = np.stack([channels[name].pixels for name in "RGB"], axis=-1)
-        else:
-            raise PanoramaError(f"{file.name} has no channels R, G and B.")
-    return np.ascontiguousarray(pixels, dtype=np.float32)
-
-
-def _read_hdr(content: bytes, name: str) -> np.ndarray:
-    """Radiance's run-length encoded RGBE, the only kind in use."""
-    header, _, rest = content.partition(b"\n\n")
-    size, _, body = rest.partition(b"\n")
-    words = size.split()
-    if b"32-bit_rle_rgbe" not in header or len(words) != 4 or words[0] != b"-Y" or words[2] != b"+X":
-        raise PanoramaError(f"{name} is a kind of Radiance picture that is not read. Save it as .exr.")
-    height, width = int(words[1]), int(words[3])
-    if not 8 <= width <= 32767 or not 1 <= height <= 32767:
-        raise PanoramaError(f"{name} has an unlikely size of {width} x {height}.")
-    rows, at = np.zeros((height, 4, width), np.uint8), 0
-    try:
-        for row in range(height):
-            if body[at : at + 4] != bytes((2, 2, width >> 8, width & 255)):
-                raise PanoramaError(f"{name} is not run-length encoded or is damaged at row {row}.")
-            at += 4
-            for part in range(4):
-                x = 0
-                while x < width:
-                    run = body[at]
-                    count = run - 128 if run > 128 else run
-                    if not count or x + count > width:
-                        raise PanoramaError(f"{name} is damaged at row {row}.")
-                    taken = 1 if run > 128 else count
-                    piece = np.frombuffer(body, np.uint8, taken, at + 1)
-                    rows[row, part, x : x + count] = piece
-                    at, x = at + 1 + taken, x + count
-    except (IndexError, ValueError) as error:
-        if isinstance(error, PanoramaError):
-            raise
-        raise PanoramaError(f"{name} ends too early.") from error
-    scale = np.ldexp(1.0, rows[:, 3].astype(np.int32) - 136).astype(np.float32)
-    return rows[:, :3].transpose(0, 2, 1) * np.where(rows[:, 3] > 0, scale, 0)[..., None]

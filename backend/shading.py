@@ -151,11 +151,8 @@ def _world(lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights, ope
     reflected = metallic * metal + (1 - metallic) * dielectric
     irradiance = _irradiance(lobe, view, polynomial, lights)
     if openness is not None:
-        # Shares of light, not light: no gradient on the maps goes through them.
-        with torch.no_grad():
-            open_to_wall = diffuse_share(openness, gbuffer, lobe.normal, lights)
-            open_to_lobe = glossy_share(openness, gbuffer, normal, lobe.roughness, lights)
-        reflected, irradiance = reflected * open_to_lobe, irradiance * open_to_wall
+        reflected = reflected * glossy_share(openness, gbuffer, normal, lobe.roughness, lights)
+        irradiance = irradiance * diffuse_share(openness, gbuffer, lobe.normal, lights)
     return reflected + maps.base_color * lobe.diffuse_weight[:, None] * irradiance
 
 
@@ -214,6 +211,8 @@ def _suns(lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights, open
         half = torch.nn.functional.normalize(gbuffer.to_camera + towards, dim=1)
         n_h = (lobe.specular_normal * half).sum(1).clamp(0, 1)
         v_h = (gbuffer.to_camera * half).sum(1).clamp(1e-4, 1)
+        if lights.sun_spread is not None:
+            alpha = _widened(lobe.roughness**2, n_h, lights.sun_spread[gbuffer.view, sun])
         smith = _smith(lobe.cos_view, cos_glossy.clamp(min=1e-4), alpha)
         specular = torch.where(cos_glossy > 0, _ggx(n_h, alpha) * smith / (4 * lobe.cos_view), 0.0)
         schlick = (1 - v_h) ** 5
@@ -227,6 +226,17 @@ def _suns(lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights, open
             irradiance = irradiance * openness.suns[:, sun : sun + 1]
         total = total + torch.where(above[:, None], (reflected + diffuse) * irradiance, 0.0)
     return total
+
+
+def _widened(alpha: Tensor, n_h: Tensor, spread: Tensor) -> Tensor:
+    """The alpha whose GGX shows a sun of `spread` (N,) radians as a point's would look blurred by it, at n_h (N,).
+
+    To first order in spread^2 where the highlight is brightest and far out on its flanks, which a blur leaves alone;
+    within 3 % on average as long as the spread is below alpha (measured against discs).
+    """
+    alpha2, spread2 = alpha**2, spread**2
+    tan2 = 1 / n_h.clamp(min=1e-3) ** 2 - 1
+    return torch.sqrt(alpha2 + 0.5 * spread2 / (1 + tan2 / (2 * alpha2 + 0.5 * spread2)))
 
 
 def _ggx(n_h: Tensor, alpha: Tensor) -> Tensor:

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from backend import ggx_tables, lighting, panoramas
+from backend import ggx_tables, lighting, panorama_files, panoramas, shading
+from backend.rasterize import GBuffer
+from backend.shading import SurfaceMaps, shade
 
 HARD = 60.0
 
@@ -55,17 +57,21 @@ def test_irradiance_is_the_integral():
         lights.constant + 2 / 3 * torch.einsum("ni,bic->nc", normals, lights.linear) + trace / 4
         + torch.einsum("ni,nj,bijc->nc", normals, normals, lights.quadratic) / 4
         + lights.residuals.diffuse(torch.zeros(40, dtype=torch.long), normals)
+        + (normals @ lights.sun_direction[0].T).clamp(min=0) @ lights.sun_irradiance[0] / np.pi
     )  # fmt: skip
     assert np.abs(found.numpy() / wanted - 1).max() < 0.003
 
 
-@pytest.mark.parametrize("roughness, limit", [(0.15, 0.02), (0.4, 0.05), (0.9, 0.05)])
-def test_a_lobe_is_what_sampling_finds(roughness, limit):
-    source, count, cosine = picture(256), 40, 0.8
+@pytest.mark.parametrize("roughness, limit", [(0.15, 0.02), (0.4, 0.03), (0.9, 0.03)])
+@pytest.mark.parametrize("lamp, sharpness", [(HARD, 300.0), (600.0, 1500.0)])
+def test_a_white_metal_shows_what_sampling_finds(roughness, limit, lamp, sharpness):
+    """Its multiscatter makes up for all that its lobe loses, so that it shows the lobe's mean of the picture."""
+    source, count, cosine = picture(256, lamp, sharpness), 40, 0.8
     lights = of([source])
+    assert (lights.sun_irradiance[0].sum(-1) > 0).sum() > 4, "the lamp is many suns"
     normal = unit(count, 3)
     tangent = torch.nn.functional.normalize(torch.linalg.cross(normal, unit(count, 4)), dim=1)
-    cell = (torch.arange(96, dtype=torch.float64) + 0.5) / 96
+    cell = (torch.arange(160, dtype=torch.float64) + 0.5) / 160
     cells = (a.reshape(-1) for a in torch.meshgrid(cell, cell, indexing="ij"))
     light, weights = ggx_tables._lobe(roughness, cosine, *cells)
     frame = torch.stack((tangent, torch.linalg.cross(normal, tangent), normal), dim=1)
@@ -74,18 +80,39 @@ def test_a_lobe_is_what_sampling_finds(roughness, limit):
     row = (polar / np.pi * 256).long().clamp(max=255)
     column = ((0.5 - azimuth / 2 / np.pi) * 512).long() % 512
     seen = torch.from_numpy(source).float()[row, column]
-    share = (weights[0] / weights[0].sum()).float()
-    wanted = torch.einsum("nmc,m->nc", seen, share)
-    mean = torch.einsum("nmi,m->ni", towards, share)
-    view = torch.zeros(count, dtype=torch.long)
+    wanted = torch.einsum("nmc,m->nc", seen, (weights[0] / weights[0].sum()).float())
     to_camera = cosine * normal + (1 - cosine**2) ** 0.5 * tangent
-    rest = lights.residuals.glossy(view, mean, normal, to_camera, torch.full((count,), roughness))
-    smooth = lighting.radiance(lighting.Lights(*list(lights.__dict__.values())[:5]), view.repeat_interleave(len(share)),
-                               towards.reshape(-1, 3)).view(count, -1, 3)  # fmt: skip
-    found = torch.einsum("nmc,m->nc", smooth, share) + rest
+    flat = torch.zeros(count)
+    gbuffer = GBuffer(
+        view=flat.long(), pixel=torch.arange(count), position=normal, geometric_normal=normal, normal=normal,
+        tangent=torch.cat((tangent, torch.ones(count, 1)), 1), uv=normal[:, :2], footprint=flat, to_camera=to_camera,
+        coverage=torch.ones(1, 1, count),
+    )  # fmt: skip
+    metal = SurfaceMaps(torch.ones(count, 3), torch.ones(count), torch.full((count,), roughness))
+    found = shade(gbuffer, metal, lights, ggx_tables.load())
     error = ((found - wanted).abs() / (wanted + 0.02 * wanted.mean())).mean()
-    print(f"roughness {roughness}: {error:.2%}")
+    print(f"roughness {roughness}, lamp {lamp}: {error:.2%}")
     assert error < limit
+
+
+@pytest.mark.parametrize("spread_in_alpha, limit", [(0.5, 0.01), (1.0, 0.03)])
+def test_a_wide_sun_is_a_disc_of_point_suns(spread_in_alpha, limit):
+    alpha = 0.04
+    t = torch.linspace(0, 40 * alpha, 400, dtype=torch.float64)  # tangent of the half vector's angle
+    rings, spokes = 60, 64
+    radius = ((torch.arange(rings) + 0.5) / rings).sqrt() * 2**0.5 * spread_in_alpha * alpha / 2
+    around = (torch.arange(spokes) + 0.5) / spokes * 2 * torch.pi
+    x, y = (radius[:, None] * f(around) for f in (torch.cos, torch.sin))
+    tan2 = (t[:, None] + x.reshape(-1)) ** 2 + y.reshape(-1) ** 2
+    one = torch.ones((), dtype=torch.float64)
+    wanted = shading._ggx(1 / (1 + tan2) ** 0.5, alpha * one).mean(1)
+    n_h = 1 / (1 + t**2) ** 0.5
+    found = shading._ggx(n_h, shading._widened(alpha * one, n_h, spread_in_alpha * alpha * one))
+    error = (found / wanted - 1).abs().mean()
+    print(f"spread {spread_in_alpha} alpha: {error:.2%}, {(found / wanted - 1).abs().max():.2%} at most")
+    assert error < limit
+    unwidened = shading._ggx(n_h, alpha * one)
+    assert (unwidened / wanted - 1).abs().mean() > 2 * error
 
 
 def test_a_compact_bright_spot_becomes_a_sun():
@@ -96,10 +123,26 @@ def test_a_compact_bright_spot_becomes_a_sun():
     source[spot] += 20000.0
     solid = (np.sin((np.arange(256) + 0.5) / 256 * np.pi) * (np.pi / 256) ** 2)[:, None] * spot
     lights = of([source])
-    assert np.allclose(lights.sun_direction[0, 0].numpy(), towards, atol=0.01)
-    assert np.allclose(lights.sun_irradiance[0, 0].numpy(), 20000 * solid.sum(), rtol=0.03)
-    assert not lights.sun_irradiance[0, 1:].any()
+    apart = torch.rad2deg(torch.acos((lights.sun_direction[0] @ torch.tensor(towards).float()).clamp(-1, 1)))
+    shining = lights.sun_irradiance[0].sum(-1) > 0
+    assert apart[shining].max() < 1.0 and lights.sun_spread[0].max() < np.radians(0.9)
+    assert np.allclose(lights.sun_irradiance[0].sum(0).numpy(), 20000 * solid.sum(), rtol=0.01)
     assert lights.residuals.blurred.abs().max() < 1, "the sun is still in the picture"
+
+
+def test_lamps_keep_all_their_light_and_are_few():
+    w = panoramas.directions(256)
+    source = picture(256, lamp=0.0)
+    for towards, radius_deg in (((0.0, -0.6, 0.8), 5.0), ((0.8, 0.6, 0.0), 2.0), ((-0.6, 0.0, -0.8), 0.5)):
+        source[w @ np.array(towards) > np.cos(np.radians(radius_deg))] += 300.0
+    solid = (np.sin((np.arange(512) + 0.5) / 512 * np.pi) * (np.pi / 512) ** 2)[:, None, None]
+    fine = panoramas._resized(source, 512)
+    rest, (direction, irradiance, spread) = panoramas._take_suns(fine)
+    assert 6 < len(direction) <= panoramas.SUNS_AT_MOST and spread.max() < np.radians(2.5)
+    assert np.allclose((rest * solid).sum((0, 1)) + irradiance.sum(0), (fine * solid).sum((0, 1)))
+    assert rest.min() >= 0 and rest.max() < 1.1 and np.allclose(np.linalg.norm(direction, axis=1), 1)
+    nothing = panoramas._take_suns(panoramas._resized(picture(256, lamp=0.0), 512))[1]
+    assert len(nothing[0]) == 0 and nothing[0].shape == (0, 3) and nothing[2].shape == (0,)
 
 
 def test_turning_moves_every_part_alike_and_exposure_scales_them():
@@ -161,9 +204,31 @@ def test_a_radiance_file_is_read(tmp_path):
     rgbe[0, 0, 3] = 0
     rgbe[0, 8:, 3] = 130
     (tmp_path / "a.hdr").write_bytes(hdr_bytes(rgbe))
-    found = panoramas.read_panorama(tmp_path / "a.hdr")
+    found = panorama_files.read_panorama(tmp_path / "a.hdr")
     assert found.shape == (4, 16, 3) and not found[0, 0].any()
     assert found[2, 5].tolist() == [100 / 64, 128 / 64, 0.0]
+
+
+def test_a_folder_becomes_environments(tmp_path):
+    rgbe = np.full((16, 32, 4), 130, np.uint8)
+    for name in ("b.hdr", "a.HDR"):
+        (tmp_path / name).write_bytes(hdr_bytes(rgbe))
+    (tmp_path / "notes.txt").write_text("no panorama")
+    found = panorama_files.environments(tmp_path)
+    assert list(found) == ["a.HDR", "b.hdr"]
+    lights = panoramas.lights(list(found.values()), torch.tensor([1, 0]))
+    grey = lighting.radiance(lights, torch.tensor([0, 1]), unit(2))
+    assert torch.allclose(grey, torch.tensor(130 * 4 / 256), rtol=1e-3)
+    (tmp_path / "c.exr").write_bytes(b"no")
+    with pytest.raises(panoramas.PanoramaError, match=r"c\.exr"):
+        panorama_files.environments(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nothing", "empty"])
+def test_a_folder_without_panoramas_says_so(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(panoramas.PanoramaError, match="Choose"):
+        panorama_files.environments(tmp_path / name)
 
 
 @pytest.mark.parametrize("cut", [30, 60, 100, 140])
@@ -171,14 +236,14 @@ def test_a_damaged_radiance_file_says_so(tmp_path, cut):
     whole = hdr_bytes(np.full((4, 16, 4), 128, np.uint8))
     (tmp_path / "a.hdr").write_bytes(whole[:cut])
     with pytest.raises(panoramas.PanoramaError, match=r"a\.hdr"):
-        panoramas.read_panorama(tmp_path / "a.hdr")
+        panorama_files.read_panorama(tmp_path / "a.hdr")
 
 
 def test_an_exr_is_read_and_anything_else_is_refused(tmp_path):
     openexr = pytest.importorskip("OpenEXR")
     values = np.random.default_rng(1).random((8, 16, 3), dtype=np.float32)
     openexr.File({"compression": openexr.ZIP_COMPRESSION}, {"RGB": values}).write(str(tmp_path / "a.exr"))
-    assert np.array_equal(panoramas.read_panorama(tmp_path / "a.exr"), values)
+    assert np.array_equal(panorama_files.read_panorama(tmp_path / "a.exr"), values)
     (tmp_path / "b.exr").write_bytes(b"\x89PNG....")
     with pytest.raises(panoramas.PanoramaError, match="neither"):
-        panoramas.read_panorama(tmp_path / "b.exr")
+        panorama_files.read_panorama(tmp_path / "b.exr")

@@ -2,10 +2,12 @@
 """Cycles' side of `evaluate parity`: meshes, lights, materials and the pictures Cycles makes of them, as files.
 
     python tests/blender/parity_renders.py OUT [--table full|small|test|fingerprint] [--size 64] [--samples 512]
+                                               [--minutes 60]
     blender -b --factory-startup --python tests/blender/parity_renders.py -- OUT --table fingerprint
 
 Writes one EXR a picture and facts.json, which says all that the comparison (backend/evaluate/parity.py) has to know.
-Pictures that are there already are kept, so that a broken-off run goes on. Knows bpy and numpy; no torch, no backend.
+Pictures that are there already are kept, so that a broken-off run goes on where it was; --minutes breaks it off.
+Knows bpy and numpy; no torch, no backend.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import math
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import bpy
@@ -26,7 +29,9 @@ from tests.blender import parity_objects  # noqa: E402
 
 BASE = (0.8, 0.35, 0.2)
 PAIRS = [(m, r) for m in (0.0, 0.5, 1.0) for r in (0.15, 0.5, 0.9)]
-SUN_SAMPLES = 64
+SMALL_PAIRS = [(0.0, 0.5), (1.0, 0.15), (1.0, 0.9)]
+SUN_SAMPLES = 256
+SMOOTH_WORLD_SAMPLES = 2  # times the samples: they need no rays towards the light
 STUDIO = ("city", "studio", "sunset")  # panoramas that come with Blender
 
 
@@ -35,8 +40,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--table", choices=("full", "small", "test", "fingerprint"), default="full")
     parser.add_argument("--size", type=int, default=64, help="pixels across under worlds; twice that under suns")
-    parser.add_argument("--samples", type=int, default=512, help=f"a pixel under worlds; {SUN_SAMPLES} under suns")
+    parser.add_argument(
+        "--samples", type=int, default=512,
+        help=f"a pixel under panoramas; under smooth worlds times {SMOOTH_WORLD_SAMPLES}, under suns {SUN_SAMPLES}",
+    )  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no picture after that long")
     options = parser.parse_args(arguments)
+    if options.samples < 1 or options.samples & (options.samples - 1):
+        # Cycles' sequence is even only when it is used whole: 320 samples were four times as noisy as 768.
+        parser.error("--samples must be a power of two.")
     options.out.mkdir(parents=True, exist_ok=True)
     scene = oracle_scene()
     lights = make_lights(options.out, options.table)
@@ -47,19 +59,21 @@ def main(arguments: list[str]) -> None:
         "camera": add_camera(scene),
         "lights": lights,
         "meshes": {name: f"{name}.npz" for name in objects},
-        "renders": [],
+        "renders": sorted(table(options.table, objects, lights, options), key=comes_late),
     }
     for name, obj in objects.items():
         save_mesh(obj, options.out / f"{name}.npz")
-    jobs = list(table(options.table, objects, lights, options))
-    for number, job in enumerate(jobs):
+    protocol.write_beside(options.out / "facts.json", json.dumps(facts, indent=1).encode())
+    end = time.monotonic() + 60 * options.minutes
+    for number, job in enumerate(facts["renders"]):
         file = options.out / job["file"]
         if not file.exists():
+            if time.monotonic() > end:
+                print(f"The time is up: {number} of {len(facts['renders'])} pictures are there.", flush=True)
+                return
             set_up(scene, objects, lights, job, options.out)
             render(scene, file, job)
-        facts["renders"].append(job)
-        print(f"{number + 1}/{len(jobs)} {job['file']}", flush=True)
-    protocol.write_beside(options.out / "facts.json", json.dumps(facts, indent=1).encode())
+        print(f"{number + 1}/{len(facts['renders'])} {job['file']}", flush=True)
 
 
 def table(kind: str, objects: dict, lights: dict, options: argparse.Namespace):
@@ -68,9 +82,12 @@ def table(kind: str, objects: dict, lights: dict, options: argparse.Namespace):
     def job(mesh: str, light: str, material: dict, occluded: bool = False) -> dict:
         plain = isinstance(material["metallic"], float)
         ending = f"m{material['metallic']}-r{material['roughness']}" if plain else "textures"
-        file = f"{mesh}-{light}{'-occluded' if occluded else ''}-{ending}.exr"
         # Suns leave no noise but that of edges, which more pixels make rarer.
-        many, size = (options.samples, options.size) if "world" in lights[light] else (SUN_SAMPLES, 2 * options.size)
+        many, size = SUN_SAMPLES, 2 * options.size
+        if "world" in lights[light]:
+            many, size = options.samples * (SMOOTH_WORLD_SAMPLES if smooth(lights[light]) else 1), options.size
+        # With all that a person may change, so that no other run's picture is taken for it.
+        file = f"{mesh}-{light}{'-occluded' if occluded else ''}-{ending}-{size}px-{many}.exr"
         return {
             "file": file, "mesh": mesh, "light": light, "occluded": occluded, "samples": many, "size": size,
             "material": material,
@@ -84,7 +101,7 @@ def table(kind: str, objects: dict, lights: dict, options: argparse.Namespace):
             yield job("hard", light, lacquer)
         yield job("hard", "sun", lacquer, occluded=True)
         return
-    pairs = PAIRS if kind != "small" else [(0.0, 0.5), (1.0, 0.15), (1.0, 0.9)]
+    pairs = PAIRS if kind != "small" else SMALL_PAIRS
     flat = [name for name in objects if name != "textured"]
     for light in lights:
         for mesh in lights[light].get("meshes", objects):
@@ -104,6 +121,12 @@ def table(kind: str, objects: dict, lights: dict, options: argparse.Namespace):
             for metallic, roughness in pairs:
                 material = {"base_color": BASE, "metallic": metallic, "roughness": roughness}
                 yield job(mesh, light, material, occluded=True)
+
+
+def comes_late(job: dict) -> bool:
+    """Most telling pictures first, so that a run that is broken off has some of every kind."""
+    material = job["material"]
+    return isinstance(material["metallic"], float) and (material["metallic"], material["roughness"]) not in SMALL_PAIRS
 
 
 # --- lights ---------------------------------------------------------------------------------------
@@ -132,6 +155,11 @@ def make_lights(folder: Path, kind: str) -> dict:
             source = Path(bpy.utils.system_resource("DATAFILES")) / "studiolights" / "world" / f"{name}.exr"
             lights[f"hdr_{name}"] = {"world": str(source)} | ({} if name == "city" else {"meshes": ["sphere"]})
     return lights
+
+
+def smooth(light: dict) -> bool:
+    """Is its world a polynomial, without anything bright and small?"""
+    return isinstance(light.get("world"), dict)
 
 
 def towards(azimuth_deg: float, elevation_deg: float) -> list[float]:
@@ -207,7 +235,7 @@ def oracle_scene() -> bpy.types.Scene:
     cycles.use_adaptive_sampling = cycles.use_denoising = False
     cycles.sample_clamp_indirect = cycles.sample_clamp_direct = 0
     cycles.light_sampling_threshold = cycles.blur_glossy = 0
-    scene.world.cycles.sampling_method, scene.world.cycles.sample_map_resolution = "MANUAL", 512
+    scene.world.cycles.sample_map_resolution = 512
     cycles.pixel_filter_type, cycles.max_bounces = "BOX", 0
     return scene
 
@@ -245,7 +273,9 @@ def set_up(scene, objects: dict, lights: dict, job: dict, folder: Path) -> None:
     for sun in lights[job["light"]].get("suns", []):
         add_sun(scene, sun)
     world = lights[job["light"]].get("world")
-    if isinstance(world, dict):
+    # A smooth world needs no rays towards its brightest parts: those that the surface chooses are the better ones.
+    scene.world.cycles.sampling_method = "NONE" if smooth(lights[job["light"]]) else "MANUAL"
+    if smooth(lights[job["light"]]):
         drawn = folder / f"{job['light']}.exr"
         if not drawn.exists():
             write_exr(drawn, polynomial(world, directions(128)))

@@ -33,17 +33,21 @@ def measured(folder: Path, table: str, samples: int) -> dict:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "BLENDER_USER_RESOURCES": str(folder / "user")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return parity.compare(folder, json.loads((folder / "facts.json").read_text()))
+    facts = json.loads((folder / "facts.json").read_text())
+    rows = parity.compare(folder, facts)
+    assert len(rows) == len(facts["renders"])
+    assert parity.compare(folder, facts, rows, lambda rows: pytest.fail("a row was computed again")) == rows
+    return parity.summary(facts, rows)
 
 
 def test_nine_materials_agree_under_a_sun_and_a_world(tmp_path):
-    result = measured(tmp_path, "fingerprint", 96)
+    result = measured(tmp_path, "fingerprint", 128)
     errors = {row["file"]: row["error"] for row in result["rows"]}
     assert len(errors) == 9 and max(errors.values()) < 0.01, errors
 
 
 def test_textures_sharp_edges_panoramas_and_shadows_agree(tmp_path):
-    result = measured(tmp_path, "test", 96)
+    result = measured(tmp_path, "test", 128)
     found = {name: group["worst"] for name, group in result["groups"].items()}
     print(found)
     assert found.keys() == LIMITS.keys()
