@@ -12,28 +12,29 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from addon.protocol import RASTERIZERS, ProtocolError
+
 from . import scanlines
 from .cameras import Cameras
 
 Rasterizer = Callable[[Cameras, int, tuple[int, ...]], list[tuple[Tensor, Tensor]]]
 
-NAMES = ("auto", "torch", "embree", "nvdiffrast")
 NEAR, FAR = 0.05, 50.0  # of nvdiffrast's depth; cameras stand outside of the unit sphere and within 10
 
 
-class RasterizerError(ValueError):
-    """The rasteriser cannot be used; a sentence for a person that says what to do."""
+class RasterizerError(ProtocolError):
+    """The rasteriser that a request asks for cannot be used here; a sentence for a person that says what to do."""
 
 
 def pick(positions: Tensor, wanted: str = "auto") -> Rasterizer:
-    """The rasteriser for triangles `positions` (F, 3, 3): the `wanted` one of NAMES, or the fastest that is here.
+    """The rasteriser for triangles `positions` (F, 3, 3): the `wanted` one of RASTERIZERS, or the fastest that is here.
 
     On the CPU that is Embree, where it is installed: in 64 pixels twice as fast as the portable one with 2,000
     triangles, and ever more with more (`evaluate speed`). nvdiffrast is never taken unasked: its licence allows
     research and evaluation only. Raises RasterizerError where the wanted one cannot be used.
     """
-    if wanted not in NAMES:
-        raise RasterizerError(f"There is no rasteriser {wanted!r}; there are {', '.join(NAMES)}.")
+    if wanted not in RASTERIZERS:
+        raise RasterizerError(f"There is no rasteriser {wanted!r}; there are {', '.join(RASTERIZERS)}.")
     if wanted == "embree" or (wanted == "auto" and positions.device.type == "cpu"):
         try:
             return _embree(positions)

@@ -75,7 +75,8 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
     resumed = checkpoint.read_into(job.checkpoint, state, plan)
     triangles = Triangles.of(mesh, device)
     mask = torch.from_numpy(mesh.face_mask)
-    pool = views.new_pool(triangles, mask, plan.render_size, torch.Generator().manual_seed(plan.seed))
+    generator = torch.Generator().manual_seed(plan.seed)
+    pool = views.new_pool(triangles, mask, plan.render_size, generator, request.rasterizer)
     run = _Run(request, job, plan, state, pool, mesh, model, warnings)
     run.seconds = {"model": loaded - began, "mesh": time.monotonic() - loaded}
     yield protocol.Started(patina_version(), str(device), model.name, plan.steps, state.step)
@@ -203,7 +204,8 @@ def _fill_unseen(run: _Run, images: dict[str, Tensor], where: material.Texels) -
 
 
 def _write(run: _Run, images: dict[str, Tensor], where: material.Texels) -> dict[str, str]:
-    return _relative(run.job, write_maps(run.job.maps, images, material.coverage(where)))
+    files = run.request.file_format, run.request.bit_depth
+    return _relative(run.job, write_maps(run.job.maps, images, material.coverage(where), "", *files))
 
 
 def _finish(run: _Run, began: float) -> Iterator[Event]:
