@@ -118,12 +118,12 @@ class GBuffer:
 def look(
     triangles: Triangles, cameras: Cameras, index: int, size: int, rasterizer: Rasterizer | None = None
 ) -> Visibility:
-    """Rasterise one camera of the batch into size x size pixels, by `rasterizer` or the one picked for the device.
+    """Rasterise one camera of the batch into size x size pixels, by `rasterizer`, else by the portable one.
 
     Pixel centres decide what is seen; a second pass at twice the size gives the coverage and
     claims the edge pixels whose centre lies just outside.
     """
-    rasterizer = rasterizer or rasterizers.pick(triangles.positions)
+    rasterizer = rasterizer or rasterizers.pick(triangles.positions, "torch")
     (centre_id, centre_bary), (fine_id, fine_bary) = rasterizer(cameras, index, (size, 2 * size))
     quad_id = fine_id.view(size, 2, size, 2).permute(0, 2, 1, 3).reshape(size * size, 4)
     quad_bary = fine_bary.view(size, 2, size, 2, 3).permute(0, 2, 1, 3, 4).reshape(size * size, 4, 3)

@@ -225,7 +225,7 @@ def _finish(run: _Run, began: float) -> Iterator[Event]:
         "texture_size": run.request.texture_size,
         "effective_resolution": run.plan.finest,
         "seconds": {name: round(value, 3) for name, value in run.seconds.items()},
-        "peak_memory_mb": _peak_memory_mb(),
+        "peak_memory_mb": peak_memory_mb(),
         "triangles": run.mesh.triangles,
         "covered_texels": int(where.index.numel()),
         "covered_share": round(where.index.numel() / where.size**2, 4),
@@ -252,10 +252,13 @@ def patina_version() -> str:
     return tomllib.loads(manifest.read_text("utf-8"))["version"]
 
 
-def _peak_memory_mb() -> int | None:
+def peak_memory_mb() -> int | None:
     """The most memory this process held; None on Windows, which has no getrusage."""
     if sys.platform == "win32":
         return None
+    if sys.platform == "linux":  # where getrusage begins with the memory of the process that started this one
+        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+        return round(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024)
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

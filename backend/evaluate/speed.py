@@ -38,6 +38,7 @@ from .recovery import plan_for
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "red plastic"
 STEPS, WARM_UP = 12, 4
+LONGEST_S = 1800  # of one measurement in a process of its own
 VIEWS = [0, 1, 2, 3]
 
 
@@ -73,7 +74,8 @@ def beside_mitsuba(settings: tuple) -> dict[str, object]:
     try:
         theirs = child("mitsuba_times", str(ours["size"]), str(ours["texture"]))
     except RuntimeError as error:
-        return ours | {"mitsuba": str(error).splitlines()[-1]}
+        said = str(error).splitlines()
+        return ours | {"mitsuba": next((line for line in said if "ERROR" in line), said[-1])}
     again = renderer(*settings)
     return ours | {
         "ms_again": again["ms"], "cpu_ms_again": again["cpu_ms"], "mitsuba": theirs,
@@ -239,8 +241,10 @@ def setup(triangles: int = 1_000_000) -> dict[str, object]:
         return told
 
 
-def setup_times(path: str, rasterizer: str) -> dict[str, float]:
-    before, began, cpu = peak_mb(), time.monotonic(), time.process_time()
+def setup_times(path: str, rasterizer: str) -> dict[str, object]:
+    from ..texturing import peak_memory_mb
+
+    before, began, cpu = peak_memory_mb(), time.monotonic(), time.process_time()
     mesh = load_job_mesh(Path(path))
     loaded = time.process_time()
     pool = new_pool(mesh, 64, "cpu", rasterizer)
@@ -250,20 +254,8 @@ def setup_times(path: str, rasterizer: str) -> dict[str, float]:
     return {
         "seconds": round(wall, 2), "cpu_seconds": round(done - cpu, 2), "loading_cpu_seconds": round(loaded - cpu, 2),
         "one_more_view_cpu_ms": round(1e3 * (time.process_time() - done)),
-        "peak_mb": peak_mb(), "before_mb": before,
+        "peak_mb": peak_memory_mb(), "before_mb": before,
     }  # fmt: skip
-
-
-def peak_mb() -> float:
-    """The most memory this process held. On Linux not by getrusage, which begins with the parent's."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return round(int(line.split()[1]) / 1024)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1024**2 if sys.platform == "darwin" else 1024))
 
 
 def busy(size: int = 64, texture: int = 256) -> dict[str, object]:
@@ -292,14 +284,17 @@ def step_times(size: str, texture: str) -> dict[str, float]:
     return {"ms": round(1e3 * middle, 1), "threads": torch.get_num_threads()}
 
 
-def child(function: str, *arguments: str) -> dict[str, float]:
+def child(function: str, *arguments: str) -> dict[str, object]:
     """A function of this file in a process with the launcher's settings; it prints its answer as JSON. Raises
     RuntimeError with what it said last."""
     code = f"import json, sys\nfrom {__name__} import {function}\nprint(json.dumps({function}(*sys.argv[1:])))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=launcher_environment(), capture_output=True, text=True,
-        timeout=900, cwd=ROOT, check=False,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], env=launcher_environment(), capture_output=True, text=True,
+            timeout=LONGEST_S, cwd=ROOT, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{function} took more than {LONGEST_S} s.") from None
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:].strip() or f"{function} ended with {done.returncode}.")
     return json.loads(done.stdout.splitlines()[-1])
