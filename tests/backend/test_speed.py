@@ -53,7 +53,7 @@ def test_without_mitsuba_the_reason_stands_in_its_place(monkeypatch):
         raise RuntimeError("Traceback\nImportError: No module named 'mitsuba'")
 
     monkeypatch.setattr(speed, "child", refused)
-    told = speed.beside_mitsuba(("cpu", 8, 32, "auto", None))
+    told = speed.beside_mitsuba(("cpu", 8, 32, "auto", None), 64)
     assert told["mitsuba"] == "ImportError: No module named 'mitsuba'" and told["ms"] > 0
 
 
