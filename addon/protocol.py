@@ -27,12 +27,14 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 # The four maps by their Principled sockets; this order everywhere.
 MAP_NAMES = ("base_color", "metallic", "roughness", "normal")
 QUALITIES = ("draft", "standard", "high")
 TEXTURE_SIZES = (512, 1024, 2048, 4096)
+FILE_FORMATS = {"png": (8, 16), "exr": (16, 32)}  # and their bits a channel, the usual ones first
+RASTERIZERS = ("auto", "torch", "embree", "nvdiffrast")  # auto never takes nvdiffrast: its licence is not free
 BUILT_IN_MODEL = "built-in"
 
 # mesh.npz: name -> (shape behind the triangle axis, dtype). Corners of the triangulated evaluated
@@ -96,6 +98,9 @@ class TextureRequest:
     views: int | None = None  # rendered views a step
     render_size: int | None = None  # pixels; None: what the model was made for
     device: str = "auto"  # auto | cpu | cuda | mps
+    file_format: str = "png"
+    bit_depth: int | None = None  # None: what the format usually has
+    rasterizer: str = "auto"
     protocol_version: int = PROTOCOL_VERSION
 
     def __post_init__(self) -> None:
@@ -118,6 +123,12 @@ class TextureRequest:
         _require(0.05 <= self.pattern_scale <= 20.0, "pattern_scale", "must lie between 0.05 and 20")
         _require(bool(self.model.strip()), "model", "is empty")
         _require(self.device in ("auto", "cpu", "cuda", "mps"), "device", "must be auto, cpu, cuda or mps")
+        formats = ", ".join(FILE_FORMATS)
+        _require(self.file_format in FILE_FORMATS, "file_format", f"must be one of {formats}")
+        depths = FILE_FORMATS[self.file_format]
+        problem = f"must be {' or '.join(map(str, depths))} in {self.file_format} files"
+        _require(self.bit_depth is None or self.bit_depth in depths, "bit_depth", problem)
+        _require(self.rasterizer in RASTERIZERS, "rasterizer", f"must be one of {', '.join(RASTERIZERS)}")
         if self.guidance_scale is not None:
             _require(0.0 <= self.guidance_scale <= 200.0, "guidance_scale", "must lie between 0 and 200")
         for name, lowest, highest in (("steps", 1, 100_000), ("views", 1, 64), ("render_size", 16, 2048)):
@@ -126,10 +137,13 @@ class TextureRequest:
 
 
 def upgrade_request(stored: dict) -> dict:
-    """Bring a stored request of an older protocol version to this one (version 1: nothing to do)."""
+    """Bring a stored request of an older protocol version to this one."""
     version = stored.get("protocol_version")
     if not isinstance(version, int) or not 1 <= version <= PROTOCOL_VERSION:
         raise ProtocolError(f"protocol_version {version!r} is newer than this Patina ({PROTOCOL_VERSION})")
+    if version == 1:  # maps were 8-bit PNG, and there was one rasteriser
+        new = {"file_format": "png", "bit_depth": None, "rasterizer": "auto"}
+        stored = {**new, **stored, "protocol_version": 2}
     return stored
 
 

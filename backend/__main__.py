@@ -79,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     texture.add_argument("--guidance-scale", type=float, help="w: 1 is the prompt alone; without it the model's own")
     texture.add_argument("--steps", type=int, help="optimiser steps; without it what the quality says")
     texture.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default=defaults.device)
+    texture.add_argument("--format", choices=protocol.FILE_FORMATS, default=defaults.file_format)
+    texture.add_argument("--bit-depth", type=int, help="of the maps: 8 or 16 in png, 16 or 32 in exr (half, float)")
+    texture.add_argument("--rasterizer", choices=protocol.RASTERIZERS, default=defaults.rasterizer)
     texture.set_defaults(command=_texture)
 
     doctor = commands.add_parser("doctor", help="say what works on this computer")
@@ -160,6 +163,9 @@ def _texture(options: argparse.Namespace) -> int:
         steps=options.steps,
         pattern_scale=options.pattern_scale,
         device=options.device,
+        file_format=options.format,
+        bit_depth=options.bit_depth,
+        rasterizer=options.rasterizer,
     )
     if not options.mesh.is_file():
         raise UsageError(f"There is no mesh file {options.mesh}.")
@@ -174,7 +180,7 @@ def _texture(options: argparse.Namespace) -> int:
     job_folder.write_request(request)
     code = _run_here(job_folder)
     if code == protocol.EXIT_OK:
-        for path in [*sorted(job_folder.maps.glob("*.png")), job_folder.report]:
+        for path in [*sorted(job_folder.maps.glob(f"*.{request.file_format}")), job_folder.report]:
             if path.is_file():
                 shutil.copy2(path, options.out / path.name)
         glb.write_glb(options.out / "textured.glb", arrays, job_folder.maps)

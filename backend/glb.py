@@ -16,6 +16,8 @@ from trimesh.visual.material import PBRMaterial
 
 from addon.protocol import write_beside
 
+from .maps import find_map, read_map
+
 
 def write_glb(file: Path, arrays: dict[str, np.ndarray], maps: Path) -> None:
     """Write the triangles of MESH_ARRAYS with the four maps of folder `maps`. Raises OSError."""
@@ -27,9 +29,9 @@ def write_glb(file: Path, arrays: dict[str, np.ndarray], maps: Path) -> None:
 
     material = PBRMaterial(
         name=file.stem,
-        baseColorTexture=_picture(maps / "base_color.png", "RGB"),
+        baseColorTexture=_picture(maps, "base_color"),
         metallicRoughnessTexture=_packed(maps),
-        normalTexture=_picture(maps / "normal.png", "RGB"),
+        normalTexture=_picture(maps, "normal"),
         metallicFactor=1.0,
         roughnessFactor=1.0,
     )
@@ -45,12 +47,12 @@ def write_glb(file: Path, arrays: dict[str, np.ndarray], maps: Path) -> None:
     write_beside(file, trimesh.Scene({file.stem: shape}).export(file_type="glb", include_normals=True))
 
 
-def _picture(file: Path, mode: str) -> Image.Image:
-    with Image.open(file) as picture:
-        return picture.convert(mode)
+def _picture(maps: Path, name: str) -> Image.Image:
+    """The map with 8 bits, which is what glTF takes."""
+    return Image.fromarray(np.round(read_map(find_map(maps, name)) * 255).astype(np.uint8))
 
 
 def _packed(maps: Path) -> Image.Image:
     """glTF's metallic-roughness picture: roughness in green, metallic in blue."""
-    metallic, roughness = (_picture(maps / f"{name}.png", "L") for name in ("metallic", "roughness"))
+    metallic, roughness = (_picture(maps, name) for name in ("metallic", "roughness"))
     return Image.merge("RGB", (Image.new("L", metallic.size, 255), roughness, metallic))

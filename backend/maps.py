@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps onto the disk: fill what no camera saw between the islands, quantise, write all or nothing.
+"""Maps onto the disk: fill what lies between the islands, write all files or none.
 
 Knows the four maps as stored values in 0..1 with row 0 at the top (v = 1); knows no UVs and no
 material. What is far from covered texels in 3D but near in UV is filled before, by its owner.
@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
-from addon.protocol import MAP_NAMES
+from addon.protocol import FILE_FORMATS, MAP_NAMES
+
+from . import map_files
 
 CHANNELS = {"base_color": 3, "metallic": 1, "roughness": 1, "normal": 3}
 
-# zlib level 1: at 4096 x 4096 three times as fast as the default for files a tenth larger.
-_COMPRESS_LEVEL = 1
 _RINGS = 4  # texels around an island that take the colour of its border and of no other's
 # How much a texel that was itself filled counts beside a covered one.
 _FILLED_WEIGHT = 1e-3
@@ -31,15 +30,17 @@ def write_maps(
     maps: dict[str, torch.Tensor | np.ndarray],
     covered: torch.Tensor | np.ndarray,
     prefix: str = "",
+    file_format: str = "png",
+    bits: int | None = None,
 ) -> dict[str, Path]:
-    """Write `maps` (name -> (H,W,3) or (H,W,1), stored values in 0..1) as 8-bit PNG files.
+    """Write `maps` (name -> (H,W,3) or (H,W,1), stored values in 0..1) as files of one format (map_files.py).
 
     Texels outside of `covered` (H,W) bool are filled from their neighbours, normals made unit
-    length. The files `<folder>/<prefix><name>.png` appear together or, on OSError (disk full),
+    length. The files `<folder>/<prefix><name>.<file_format>` appear together or, on OSError (disk full),
     not at all: old files stay as they were. Raises ValueError for values that are no maps.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / f"{prefix}{name}.png" for name in maps}
+    paths = {name: folder / f"{prefix}{name}.{file_format}" for name in maps}
     beside = {name: path.with_name(f".{path.name}.{os.getpid()}.part") for name, path in paths.items()}
     covered = torch.as_tensor(covered).detach().cpu()
     try:
@@ -48,10 +49,8 @@ def write_maps(
             filled = fill_uncovered(values, covered)
             if name == "normal":
                 filled = unit_normals(filled)
-            texels = quantise(filled)
-            with open(beside[name], "wb") as file:
-                Image.fromarray(texels).save(file, format="PNG", compress_level=_COMPRESS_LEVEL)
-                file.flush()
+            map_files.write(beside[name], filled, name == "base_color", file_format, bits)
+            with open(beside[name], "rb+") as file:
                 os.fsync(file.fileno())
         for name, path in paths.items():
             os.replace(beside[name], path)
@@ -64,31 +63,56 @@ def write_maps(
 
 def read_map(path: Path) -> np.ndarray:
     """A written map as stored values (H,W,3) or (H,W) float32 in 0..1, row 0 at the top."""
-    with Image.open(path) as image:
-        return np.asarray(image, dtype=np.float32) / 255
+    return map_files.read(path, path.stem.endswith("base_color"))
+
+
+def find_map(folder: Path, name: str) -> Path:
+    """The file of map `name` in `folder`, whatever its format. Raises FileNotFoundError."""
+    for file_format in FILE_FORMATS:
+        if (folder / f"{name}.{file_format}").is_file():
+            return folder / f"{name}.{file_format}"
+    raise FileNotFoundError(f"There is no map {name} in {folder}.")
 
 
 def fill_uncovered(values: torch.Tensor, covered: torch.Tensor) -> torch.Tensor:
     """`values` (H,W,C) with every texel outside of `covered` (H,W) bool filled from covered ones.
 
-    The nearest texels grow ring by ring, the rest by push-pull: averages of covered texels climb a
-    pyramid, then descend into the holes. So a gutter takes the colour of its island's border at
-    every mip level. Covered texels stay bit-equal.
+    Ring by ring the islands grow into the gaps, then go on growing at half the size, a quarter and so on, where a
+    ring is wider: push-pull that keeps islands apart. So a gutter takes the colour of its island's border at every
+    mip level, half way to the next island. Covered texels stay bit-equal.
     """
     if not covered.any():
         raise ValueError("No texel of the maps is covered, so there is nothing to fill them from.")
     if covered.all():
         return values
-    values = values.detach().clone()
-    grown = covered.clone()
+    return _filled(values.detach().clone(), covered.clone())
+
+
+def _filled(values: torch.Tensor, covered: torch.Tensor) -> torch.Tensor:
+    """Fill `values` (H,W,C) in place; `covered` is used up."""
     for _ in range(_RINGS):
-        _grow(values, grown)
+        _grow(values, covered)
+    if covered.all():
+        return values
+    share = F.avg_pool2d(covered.to(values.dtype)[None, None], 2, ceil_mode=True)
     # One channel at a time: a 4096 x 4096 map of three would need over a gigabyte at once.
-    weights = _weights(grown.to(values.dtype)[None, None])
-    if len(weights) > 1:
-        for c in range(values.shape[-1]):
-            values[..., c] = _fill_channel(values[..., c], grown, weights)
+    halved = torch.cat([_halved(torch.where(covered, channel, 0), share) for channel in values.unbind(-1)], dim=-1)
+    reached = share[0, 0] > 0
+    # What islands reach at this size is far heavier than what coarser levels made up.
+    trust = reached.to(values.dtype).clamp_min_(_FILLED_WEIGHT)[None, None]
+    below = _filled(halved, reached)
+    size = covered.shape
+    total = F.interpolate(trust, size=size, mode="bilinear", align_corners=False)
+    for c in range(values.shape[-1]):
+        above = F.interpolate(below[..., c] * trust, size=size, mode="bilinear", align_corners=False)
+        values[..., c] = torch.where(covered, values[..., c], (above / total)[0, 0])
     return values
+
+
+def _halved(channel: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """(h,w,1): means of the covered texels, by the share (1,1,h,w) of them."""
+    sums = F.avg_pool2d(channel[None, None], 2, ceil_mode=True)
+    return (sums / share.clamp_min(1e-30))[0, 0, ..., None]
 
 
 def unit_normals(stored: torch.Tensor) -> torch.Tensor:
@@ -98,12 +122,6 @@ def unit_normals(stored: torch.Tensor) -> torch.Tensor:
     flat = vectors.new_tensor([0.0, 0.0, 1.0])
     vectors = torch.where(length < 1e-3, flat, vectors.div_(length.clamp_min(1e-3)))
     return vectors.add_(1).mul_(0.5)
-
-
-def quantise(values: torch.Tensor) -> np.ndarray:
-    """Stored values (H,W,C) in 0..1, rounded to uint8; (H,W) when C is 1."""
-    texels = (values.clamp(0, 1) * 255 + 0.5).to(torch.uint8).numpy()
-    return np.ascontiguousarray(texels[..., 0] if texels.shape[-1] == 1 else texels)
 
 
 def _checked(name: str, values: torch.Tensor | np.ndarray, covered: torch.Tensor) -> torch.Tensor:
@@ -136,26 +154,3 @@ def _grow(values: torch.Tensor, covered: torch.Tensor) -> None:
             weight += share
     values[y, x] = total / weight
     covered[y, x] = True
-
-
-def _weights(weight: torch.Tensor) -> list[torch.Tensor]:
-    """Coverage at each level (1,1,H,W): the share of covered texels under it; the last level has no hole."""
-    levels = [weight]
-    while not bool((levels[-1] > 0).all()):
-        levels.append(F.avg_pool2d(levels[-1], 2, ceil_mode=True))
-    return levels
-
-
-def _fill_channel(channel: torch.Tensor, covered: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
-    sums = [torch.where(covered, channel, 0)[None, None]]
-    for _ in weights[1:]:
-        sums.append(F.avg_pool2d(sums[-1], 2, ceil_mode=True))
-    coarse = sums[-1] / weights[-1]
-    for parent, own, total in zip(weights[:0:-1], weights[-2::-1], sums[-2::-1], strict=True):
-        # Upsampled with covered texels far heavier than filled ones: no colour of another island
-        # comes in as long as this island reaches.
-        trust = parent.gt(0).to(coarse.dtype).clamp_min_(_FILLED_WEIGHT)
-        above = F.interpolate(coarse * trust, size=own.shape[-2:], mode="bilinear", align_corners=False)
-        above /= F.interpolate(trust, size=own.shape[-2:], mode="bilinear", align_corners=False)
-        coarse = torch.where(own > 0, total / own.clamp_min(1e-30), above)
-    return coarse[0, 0]  # of a covered texel: itself / 1, bit-equal

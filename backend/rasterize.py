@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which triangle is seen in which pixel, and what it looks like there: the G-buffer.
 
-Geometry is fixed during a run, so nothing here carries a gradient. The rasteriser is plain torch:
-each triangle is cut into pixel rows, each row into the span the three edges leave, so that a
-sliver costs what it covers and not what its bounding box does. Visibility goes by the largest 1/w.
-It knows meshes and cameras; it knows no textures, materials or lights.
+Geometry is fixed during a run, so nothing here carries a gradient. Who finds the triangles is said in
+rasterizers.py; all answer alike. It knows meshes and cameras; it knows no textures, materials or lights.
 """
 
 from __future__ import annotations
@@ -14,11 +12,13 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from . import rasterizers, scanlines
 from .cameras import Cameras
 from .mesh import Mesh
+from .rasterizers import Rasterizer
+from .scanlines import rasterize_corners
 
-PAIRS_AT_ONCE = 4_000_000  # (triangle, pixel) pairs held at a time: bounds memory
-EDGE_TOLERANCE_PX = 1e-4  # both neighbours claim a pixel on their edge; depth decides
+STEPS = 65535  # of a stored barycentric coordinate
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,52 @@ class Triangles:
 
 @dataclass(frozen=True)
 class Visibility:
-    """One picture: for its N object pixels the flat pixel index, triangle and perspective-correct
-    barycentrics (N, 3); coverage (H, W) in 0..1 is the anti-aliased object mask."""
+    """One picture, 8 bytes a pixel: packed (H, W) int64, -1 where there is nothing, else from the highest bits down
+    the triangle (30), quarters of the pixel that are covered less one (2), first and second barycentric (16 each).
 
-    pixel: Tensor
-    triangle: Tensor
-    barycentrics: Tensor
-    coverage: Tensor
+    For its N object pixels: the flat pixel index (N,), triangle (N,) and perspective-correct barycentrics (N, 3);
+    coverage (H, W) in 0, 0.25 .. 1 is the anti-aliased object mask.
+    """
+
+    packed: Tensor
+
+    @property
+    def points(self) -> int:
+        return int((self.packed >= 0).sum())
+
+    @property
+    def pixel(self) -> Tensor:
+        return torch.nonzero(self.packed.flatten() >= 0)[:, 0]
+
+    @property
+    def triangle(self) -> Tensor:
+        return self.packed.flatten()[self.pixel] >> 34
+
+    @property
+    def barycentrics(self) -> Tensor:
+        return _barycentrics(self.packed.flatten()[self.pixel])
+
+    @property
+    def coverage(self) -> Tensor:
+        return _coverage(self.packed)
+
+
+def pack(triangle: Tensor, barycentrics: Tensor, coverage: Tensor) -> Tensor:
+    """What a Visibility holds, flat: of pixels (P,) with a triangle or -1, (P, 3) and coverage 0.25 .. 1 (P,)."""
+    steps = (barycentrics[:, :2].clamp(0, 1) * STEPS).round().long()
+    first = steps[:, 0]
+    second = torch.minimum(steps[:, 1], STEPS - first)  # so that the third is never negative
+    quarters = (coverage * 4).round().long() - 1
+    return torch.where(triangle >= 0, (((triangle << 2 | quarters) << 16 | first) << 16) | second, -1)
+
+
+def _barycentrics(packed: Tensor) -> Tensor:
+    two = torch.stack((packed >> 16 & STEPS, packed & STEPS), dim=1).float() / STEPS
+    return torch.cat((two, (1 - two.sum(1, keepdim=True)).clamp(min=0)), dim=1)
+
+
+def _coverage(packed: Tensor) -> Tensor:
+    return torch.where(packed >= 0, ((packed >> 32 & 3) + 1).float() / 4, 0.0)
 
 
 @dataclass(frozen=True)
@@ -76,15 +115,16 @@ class GBuffer:
         return background + self.coverage[..., None] * (flat - background)
 
 
-def look(triangles: Triangles, cameras: Cameras, index: int, size: int) -> Visibility:
-    """Rasterise one camera of the batch into size x size pixels.
+def look(
+    triangles: Triangles, cameras: Cameras, index: int, size: int, rasterizer: Rasterizer | None = None
+) -> Visibility:
+    """Rasterise one camera of the batch into size x size pixels, by `rasterizer`, else by the portable one.
 
     Pixel centres decide what is seen; a second pass at twice the size gives the coverage and
     claims the edge pixels whose centre lies just outside.
     """
-    corners = _project(triangles.positions, cameras, index)
-    centre_id, centre_bary = rasterize_corners(corners, size)
-    fine_id, fine_bary = rasterize_corners(corners, 2 * size)
+    rasterizer = rasterizer or rasterizers.pick(triangles.positions, "torch")
+    (centre_id, centre_bary), (fine_id, fine_bary) = rasterizer(cameras, index, (size, 2 * size))
     quad_id = fine_id.view(size, 2, size, 2).permute(0, 2, 1, 3).reshape(size * size, 4)
     quad_bary = fine_bary.view(size, 2, size, 2, 3).permute(0, 2, 1, 3, 4).reshape(size * size, 4, 3)
     covered = quad_id >= 0
@@ -95,19 +135,17 @@ def look(triangles: Triangles, cameras: Cameras, index: int, size: int) -> Visib
     barycentrics = torch.where(
         missed[:, None], quad_bary.gather(1, first[..., None].expand(-1, 1, 3))[:, 0], centre_bary
     )
-    coverage = torch.where((triangle >= 0) & (coverage == 0), 0.25, coverage)
-    pixel = torch.nonzero(triangle >= 0)[:, 0]
-    return Visibility(pixel, triangle[pixel], barycentrics[pixel], coverage.view(size, size))
+    return Visibility(pack(triangle, barycentrics, coverage.clamp(min=0.25)).view(size, size))
 
 
 def gather(triangles: Triangles, cameras: Cameras, pictures: list[Visibility]) -> GBuffer:
     """Interpolate the corner values for a batch of pictures; cameras[i] belongs to pictures[i]."""
-    size = pictures[0].coverage.shape[0]
-    counts = torch.tensor([p.pixel.numel() for p in pictures], device=triangles.positions.device)
-    view = torch.repeat_interleave(torch.arange(len(pictures), device=counts.device), counts)
-    pixel = torch.cat([p.pixel for p in pictures])
-    triangle = torch.cat([p.triangle for p in pictures])
-    bary = torch.cat([p.barycentrics for p in pictures])
+    size = pictures[0].packed.shape[0]
+    packed = torch.stack([p.packed for p in pictures])
+    flat = packed.flatten()
+    index = torch.nonzero(flat >= 0)[:, 0]
+    view, pixel = index // size**2, index % size**2
+    triangle, bary = flat[index] >> 34, _barycentrics(flat[index])
 
     def at(corner_values: Tensor) -> Tensor:
         return torch.einsum("nk,nkc->nc", bary, corner_values[triangle])
@@ -124,7 +162,7 @@ def gather(triangles: Triangles, cameras: Cameras, pictures: list[Visibility]) -
     side = torch.where(facing < 0, -1.0, 1.0)
     return GBuffer(
         view=view,
-        pixel=pixel + view * size * size,
+        pixel=index,
         position=position,
         geometric_normal=geometric_normal * side,
         normal=normal * side,
@@ -132,7 +170,7 @@ def gather(triangles: Triangles, cameras: Cameras, pictures: list[Visibility]) -
         uv=at(triangles.uvs),
         footprint=_footprint(triangles, cameras, view, triangle, bary, pixel, size),
         to_camera=to_camera,
-        coverage=torch.stack([p.coverage for p in pictures]),
+        coverage=_coverage(packed),
     )
 
 
@@ -140,99 +178,6 @@ def select(gbuffer: GBuffer, keep: Tensor) -> GBuffer:
     """The G-buffer of the points `keep` (N,) bool only; coverage stays."""
     kept = {f.name: getattr(gbuffer, f.name)[keep] for f in fields(gbuffer) if f.name != "coverage"}
     return GBuffer(**kept, coverage=gbuffer.coverage)
-
-
-def _project(positions: Tensor, cameras: Cameras, index: int) -> Tensor:
-    """Corner positions (F, 3, 3) -> (F, 3, 3) of x, y in units of the picture width 0..1, and w > 0."""
-    local = (positions - cameras.position[index]) @ cameras.rotation[index].T
-    w = -local[..., 2]
-    scale = 0.5 / (cameras.tan_half_fov[index] * w)
-    return torch.stack((0.5 + local[..., 0] * scale, 0.5 - local[..., 1] * scale, w), dim=-1)
-
-
-def rasterize_corners(corners: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Projected corners (F, 3, 3) -> triangle index (size*size,), -1 where empty, and barycentrics (size*size, 3)."""
-    device = corners.device
-    xy, w = corners[..., :2] * size, corners[..., 2]
-    identity = torch.full((size * size,), -1, dtype=torch.int64, device=device)
-    bary = torch.zeros(size * size, 3, device=device)
-    depth = torch.zeros(size * size, device=device)
-    low, high = xy.amin(1), xy.amax(1)
-    area = _cross(xy[:, 1] - xy[:, 0], xy[:, 2] - xy[:, 0])
-    first_row = torch.ceil(low[:, 1] - 0.5).clamp(0, size).long()
-    last_row = torch.floor(high[:, 1] - 0.5).clamp(-1, size - 1).long()
-    rows = (last_row - first_row + 1).clamp(min=0)
-    seen = (rows > 0) & (area.abs() > 1e-12) & (w.amin(1) > 1e-6) & (high[:, 0] > 0.5) & (low[:, 0] < size - 0.5)
-    face = torch.nonzero(seen)[:, 0]
-    if face.numel() == 0:
-        return identity, bary
-    # Barycentric i is affine in the pixel: b_i = slope_i . (x, y) + offset_i.
-    slope, offset = _edges(xy[face], area[face])
-    row_face = torch.repeat_interleave(torch.arange(face.numel(), device=device), rows[face])
-    start = torch.cumsum(rows[face], 0) - rows[face]
-    y = first_row[face][row_face] + torch.arange(row_face.numel(), device=device) - start[row_face]
-    lowest, highest = _span(slope[row_face], offset[row_face], y + 0.5)
-    lowest = torch.maximum(lowest, low[face, 0][row_face])
-    highest = torch.minimum(highest, high[face, 0][row_face])
-    x0 = torch.ceil(lowest - 0.5 - EDGE_TOLERANCE_PX).clamp(0, size).long()
-    x1 = torch.floor(highest - 0.5 + EDGE_TOLERANCE_PX).clamp(-1, size - 1).long()
-    width = (x1 - x0 + 1).clamp(min=0)
-    for chunk in _chunks(width):
-        pair = torch.repeat_interleave(chunk, width[chunk])
-        begin = torch.cumsum(width[chunk], 0) - width[chunk]
-        along = torch.arange(pair.numel(), device=device) - torch.repeat_interleave(begin, width[chunk])
-        x = x0[pair] + along
-        local = row_face[pair]
-        centre = torch.stack((x + 0.5, y[pair] + 0.5), dim=1)
-        b = ((slope[local] * centre[:, None]).sum(-1) + offset[local]).clamp(min=0)
-        over_w = b / w[face[local]]
-        inverse_w = over_w.sum(1)
-        flat = y[pair] * size + x
-        nearest = depth.scatter_reduce(0, flat, inverse_w, "amax")
-        wins = inverse_w == nearest[flat]
-        flat, winner = flat[wins], face[local[wins]]
-        # Of several equally near ones the lowest index: the same picture every time.
-        best = torch.full_like(identity, corners.shape[0]).scatter_reduce(0, flat, winner, "amin")
-        lowest_index = winner == best[flat]
-        flat, winner = flat[lowest_index], winner[lowest_index]
-        closer = nearest[flat] > depth[flat]
-        flat, winner = flat[closer], winner[closer]
-        identity[flat] = winner
-        bary[flat] = (over_w[wins] / inverse_w[wins, None])[lowest_index][closer]
-        depth = nearest
-    return identity, bary
-
-
-def _cross(a: Tensor, b: Tensor) -> Tensor:
-    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
-
-
-def _edges(xy: Tensor, area: Tensor) -> tuple[Tensor, Tensor]:
-    """Affine barycentrics of triangles (F, 3, 2): slope (F, 3, 2), offset (F, 3)."""
-    a, b = xy[:, [1, 2, 0]], xy[:, [2, 0, 1]]
-    edge = b - a
-    slope = torch.stack((-edge[..., 1], edge[..., 0]), dim=-1) / area[:, None, None]
-    return slope, -(slope * a).sum(-1)
-
-
-def _span(slope: Tensor, offset: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Where on the row y all three barycentrics are >= 0: lowest and highest x (R,)."""
-    at_zero = slope[..., 1] * y[:, None] + offset
-    crossing = -at_zero / torch.where(slope[..., 0] == 0, 1.0, slope[..., 0])
-    far = 1e9
-    lowest = torch.where(slope[..., 0] > 0, crossing, -far).amax(1)
-    highest = torch.where(slope[..., 0] < 0, crossing, far).amin(1)
-    outside = ((slope[..., 0] == 0) & (at_zero < 0)).any(1)
-    return torch.where(outside, far, lowest), highest
-
-
-def _chunks(width: Tensor) -> list[Tensor]:
-    """Indices of the non-empty rows, cut so that a chunk holds at most PAIRS_AT_ONCE pixels."""
-    row = torch.nonzero(width)[:, 0]
-    if row.numel() == 0:
-        return []
-    group = (torch.cumsum(width[row], 0) - 1) // PAIRS_AT_ONCE
-    return list(torch.split(row, torch.unique_consecutive(group, return_counts=True)[1].tolist()))
 
 
 def _footprint(
@@ -248,9 +193,10 @@ def _footprint(
     w = -local[..., 2]
     scale = 0.5 * size / (cameras.tan_half_fov[view][:, None] * w)
     xy = torch.stack((local[..., 0] * scale, -local[..., 1] * scale), dim=-1)
-    area = _cross(xy[:, 1] - xy[:, 0], xy[:, 2] - xy[:, 0])
+    a, b = xy[:, 1] - xy[:, 0], xy[:, 2] - xy[:, 0]
+    area = a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]
     area = torch.where(area.abs() < 1e-12, 1e-12, area)
-    slope, _ = _edges(xy, area)
+    slope, _ = scanlines.edges(xy, area)
     d_over_w = slope / w[..., None]
     # bary_i = A_i / S and w interpolates as 1 / S, hence S = 1 / sum(bary_i w_i).
     s = 1.0 / (bary * w).sum(1)

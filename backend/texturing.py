@@ -75,7 +75,8 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
     resumed = checkpoint.read_into(job.checkpoint, state, plan)
     triangles = Triangles.of(mesh, device)
     mask = torch.from_numpy(mesh.face_mask)
-    pool = views.new_pool(triangles, mask, plan.render_size, torch.Generator().manual_seed(plan.seed))
+    generator = torch.Generator().manual_seed(plan.seed)
+    pool = views.new_pool(triangles, mask, plan.render_size, generator, request.rasterizer)
     run = _Run(request, job, plan, state, pool, mesh, model, warnings)
     run.seconds = {"model": loaded - began, "mesh": time.monotonic() - loaded}
     yield protocol.Started(patina_version(), str(device), model.name, plan.steps, state.step)
@@ -203,7 +204,8 @@ def _fill_unseen(run: _Run, images: dict[str, Tensor], where: material.Texels) -
 
 
 def _write(run: _Run, images: dict[str, Tensor], where: material.Texels) -> dict[str, str]:
-    return _relative(run.job, write_maps(run.job.maps, images, material.coverage(where)))
+    files = run.request.file_format, run.request.bit_depth
+    return _relative(run.job, write_maps(run.job.maps, images, material.coverage(where), "", *files))
 
 
 def _finish(run: _Run, began: float) -> Iterator[Event]:
@@ -223,7 +225,7 @@ def _finish(run: _Run, began: float) -> Iterator[Event]:
         "texture_size": run.request.texture_size,
         "effective_resolution": run.plan.finest,
         "seconds": {name: round(value, 3) for name, value in run.seconds.items()},
-        "peak_memory_mb": _peak_memory_mb(),
+        "peak_memory_mb": peak_memory_mb(),
         "triangles": run.mesh.triangles,
         "covered_texels": int(where.index.numel()),
         "covered_share": round(where.index.numel() / where.size**2, 4),
@@ -250,10 +252,13 @@ def patina_version() -> str:
     return tomllib.loads(manifest.read_text("utf-8"))["version"]
 
 
-def _peak_memory_mb() -> int | None:
+def peak_memory_mb() -> int | None:
     """The most memory this process held; None on Windows, which has no getrusage."""
     if sys.platform == "win32":
         return None
+    if sys.platform == "linux":  # where getrusage begins with the memory of the process that started this one
+        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+        return round(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024)
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

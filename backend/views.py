@@ -14,6 +14,7 @@ from .cameras import Cameras
 from .diffusion.interface import Scene
 from .lighting import Lights
 from .rasterize import GBuffer, Triangles, Visibility, gather, look
+from .rasterizers import Rasterizer, pick
 
 FULL_VIEWS, CLOSE_VIEWS = 48, 96
 FEWEST_PIXELS = 40  # a picture with less of the object teaches nothing
@@ -28,12 +29,13 @@ class ViewPool:
     full: int
     size: int
     seen: Tensor
+    rasterizer: Rasterizer
     pictures: dict[int, Visibility] = field(default_factory=dict)
     memory: dict[Hashable, Tensor] = field(default_factory=dict)  # what a model keeps of each view
 
     def look(self, index: int) -> Visibility:
         if index not in self.pictures:
-            picture = look(self.triangles, self.cameras, index, self.size)
+            picture = look(self.triangles, self.cameras, index, self.size, self.rasterizer)
             self.seen[picture.triangle] = True
             self.pictures[index] = picture
         return self.pictures[index]
@@ -42,7 +44,7 @@ class ViewPool:
         """`count` different pool indices, `close` of them close-ups, none of them almost empty."""
         full = torch.randperm(self.full, generator=generator)[: count - close].tolist()
         drawn = full + (self.full + torch.randperm(len(self.cameras) - self.full, generator=generator)[:close]).tolist()
-        good = [index for index in drawn if self.look(index).pixel.numel() >= FEWEST_PIXELS]
+        good = [index for index in drawn if self.look(index).points >= FEWEST_PIXELS]
         return good or [self._best()]
 
     def gbuffer(self, indices: list[int]) -> GBuffer:
@@ -60,10 +62,12 @@ class ViewPool:
         return self.cameras.extent[torch.tensor(indices)]
 
     def _best(self) -> int:
-        return max(range(self.full), key=lambda index: self.look(index).pixel.numel())
+        return max(range(self.full), key=lambda index: self.look(index).points)
 
 
-def new_pool(triangles: Triangles, face_mask: Tensor, size: int, generator: torch.Generator) -> ViewPool:
+def new_pool(
+    triangles: Triangles, face_mask: Tensor, size: int, generator: torch.Generator, rasterizer: str = "auto"
+) -> ViewPool:
     """Cameras round the mesh; close-ups aim at points spread evenly over the area that may change."""
     corners = triangles.positions
     area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=1) * face_mask
@@ -74,4 +78,5 @@ def new_pool(triangles: Triangles, face_mask: Tensor, size: int, generator: torc
     full = cameras.sample_full(FULL_VIEWS, generator)
     close = cameras.sample_close(CLOSE_VIEWS, corners[face].mean(1), triangles.normals[face].mean(1), generator)
     together = Cameras(*(torch.cat(p) for p in zip(full.__dict__.values(), close.__dict__.values(), strict=True)))
-    return ViewPool(triangles, together, FULL_VIEWS, size, torch.zeros(len(area), dtype=torch.bool))
+    chosen = pick(corners, rasterizer)
+    return ViewPool(triangles, together, FULL_VIEWS, size, torch.zeros(len(area), dtype=torch.bool), chosen)

@@ -142,18 +142,34 @@ def test_a_flood_is_read_in_bounded_pieces(tmp_path):
         ("pattern_scale", float("nan")),
         ("steps", 0),
         ("device", "tpu"),
+        ("file_format", "tiff"),
+        ("bit_depth", 32),
+        ("bit_depth", 12),
+        ("rasterizer", "gpu"),
         ("protocol_version", 99),
     ],
 )
 def test_a_request_refuses_wrong_values_by_name(field, value):
     with pytest.raises(protocol.ProtocolError, match=field):
-        protocol.TextureRequest(**(REQUEST_V1 | {field: value}))
+        protocol.TextureRequest(**(REQUEST_V1 | {"protocol_version": protocol.PROTOCOL_VERSION, field: value}))
+
+
+def test_formats_have_depths_of_their_own():
+    assert protocol.TextureRequest(prompt="x", file_format="exr", bit_depth=32).bit_depth == 32
+    assert protocol.TextureRequest(prompt="x", bit_depth=16).file_format == "png"
+    with pytest.raises(protocol.ProtocolError, match="bit_depth must be 16 or 32 in exr files"):
+        protocol.TextureRequest(prompt="x", file_format="exr", bit_depth=8)
 
 
 def test_a_request_of_version_1_is_still_read(tmp_path):
     (tmp_path / "request.json").write_text(json.dumps(REQUEST_V1))
     request = protocol.JobFolder(tmp_path).read_request()
     assert request.prompt == "rusty iron" and request.seed == 3
+    assert (request.file_format, request.bit_depth, request.rasterizer) == ("png", None, "auto")
+    assert request.protocol_version == protocol.PROTOCOL_VERSION
+    (tmp_path / "request.json").write_text(json.dumps(REQUEST_V1 | {"unheard": 1}))
+    with pytest.raises(protocol.ProtocolError, match="unheard"):
+        protocol.JobFolder(tmp_path).read_request()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"\xff\xfe", b'{"protocol_version": 7}', b"{}", b"[" * 5000])

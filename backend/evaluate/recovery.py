@@ -25,7 +25,7 @@ from torch import Tensor
 
 from addon import protocol
 
-from .. import ggx_tables, lighting, maps, material, optimisation, views
+from .. import ggx_tables, lighting, map_files, maps, material, optimisation, views
 from ..distillation import Options
 from ..ggx_tables import GgxTables
 from ..mesh import Mesh
@@ -92,7 +92,7 @@ def as_written(images: dict[str, Tensor], covered: Tensor) -> Tensor:
     for name in ("base_color", "metallic", "roughness", "normal"):
         filled = maps.fill_uncovered(images[name], covered)
         filled = maps.unit_normals(filled) if name == "normal" else filled
-        texels = torch.from_numpy(maps.quantise(filled)).float() / 255
+        texels = torch.from_numpy(map_files.quantise(filled)).float() / 255
         parts.append(texels[..., :2] if name == "normal" else texels.view(*covered.shape, -1))
     return torch.cat(parts, dim=2).flip(0).permute(2, 0, 1).contiguous()
 
@@ -260,4 +260,4 @@ def _write_picture(path: Path, result: Recovered) -> None:
         grey = [stored[c, ..., None].expand(-1, -1, 3) for c in (material.METALLIC, material.ROUGHNESS)]
         rows.append(torch.cat((stored[:3].permute(1, 2, 0), *grey, normal), dim=1).flip(0))
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(maps.quantise(torch.cat(rows))).save(path)
+    Image.fromarray(map_files.quantise(torch.cat(rows))).save(path)

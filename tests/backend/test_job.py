@@ -502,9 +502,9 @@ def run(request, job, shelf, stop_asked):
     assert job.mesh.read_text() == "cup.obj"
     job.maps.mkdir()
     for name in protocol.MAP_NAMES:
-        (job.maps / f"{name}.png").write_text(request.prompt)
+        (job.maps / f"{name}.{request.file_format}").write_text(request.prompt)
     job.report.write_text("{}")
-    yield protocol.Done({name: f"maps/{name}.png" for name in protocol.MAP_NAMES}, "report.json")
+    yield protocol.Done({name: f"maps/{name}.{request.file_format}" for name in protocol.MAP_NAMES}, "report.json")
 """
 
 
@@ -526,11 +526,19 @@ def test_texture_a_file_without_blender(backend, tmp_path, package_root):
         assert len(list(out.glob("job-*"))) == count
     request = json.loads((out / "job-0001" / "request.json").read_text())
     assert request["texture_size"] == 512 and request["prompt"] == "gold"
+    options = ("--prompt", "gold", "--out", tmp_path / "exr", "--format", "exr", "--bit-depth", "32")
+    process = backend("", "texture", tmp_path / "cup.obj", *options, "--rasterizer", "torch")
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    assert {path.name for path in (tmp_path / "exr").glob("*.exr")} == {f"{name}.exr" for name in protocol.MAP_NAMES}
+    request = json.loads((tmp_path / "exr" / "job-0001" / "request.json").read_text())
+    assert (request["file_format"], request["bit_depth"], request["rasterizer"]) == ("exr", 32, "torch")
     for arguments, words in (
         ((tmp_path / "none.obj", "--prompt", "gold", "--out", out), "no mesh file"),
         ((tmp_path / "cup.doc", "--prompt", "gold", "--out", out), "no mesh file Patina can read"),
         ((tmp_path / "cup.obj", "--prompt", " ", "--out", out), "prompt is empty"),
         ((tmp_path / "cup.obj", "--prompt", "gold", "--out", out, "--seed", "-1"), "seed"),
+        ((tmp_path / "cup.obj", "--prompt", "gold", "--out", out, "--bit-depth", "32"), "8 or 16 in png files"),
         ((tmp_path / "cup.obj", "--prompt", "gold", "--out", tmp_path / "cup.doc" / "x"), "cup.doc"),
     ):
         process = backend("", "texture", *arguments)

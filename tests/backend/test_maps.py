@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from backend import maps
+from backend import map_files, maps
+from backend.shading import srgb_to_linear
 
 
 def some_maps(size: int = 32) -> dict[str, torch.Tensor]:
@@ -45,7 +46,7 @@ def test_files_hold_the_maps_with_row_0_at_the_top(tmp_path):
 
 def test_values_are_rounded_and_clamped():
     values = torch.tensor([[-1.0, 0.0, 0.49 / 255, 0.51 / 255, 254.6 / 255, 1.0, 7.0]])[..., None]
-    assert maps.quantise(values).tolist() == [[0, 0, 0, 1, 255, 255, 255]]
+    assert map_files.quantise(values).tolist() == [[0, 0, 0, 1, 255, 255, 255]]
 
 
 def test_normals_have_unit_length_after_filling(tmp_path):
@@ -123,6 +124,78 @@ def test_mips_of_a_filled_map_show_no_background():
     filled = maps.fill_uncovered(values, covered)
     mip = torch.nn.functional.avg_pool2d(filled.permute(2, 0, 1)[None], 16)
     assert torch.allclose(mip, torch.tensor(0.8), atol=1e-5)
+
+
+@pytest.mark.parametrize("level", range(6))
+def test_the_gutter_serves_every_mip(level):
+    """A bilinear lookup in mip `level` reads up to 1.5 of its texels beside an island. Where there is that much room on
+    either side, nothing of the neighbour comes in: less than a step of 8 bits; with a little more room, none at all.
+    """
+    size = 512
+    for gap, most in ((3 * 2**level, 1 / 255), (4 * 2**level, 1e-6)):
+        for offset in (0, 1, 3, 2**level - 1):
+            edge = (size - gap) // 2 + offset
+            covered = torch.zeros(size, size, dtype=torch.bool)
+            covered[40 + offset : size - 37, 20:edge] = covered[40 + offset : size - 37, edge + gap : size - 20] = True
+            values = torch.zeros(size, size, 1)
+            values[:, edge + gap // 2 :] = 1.0
+            filled = maps.fill_uncovered(torch.where(covered[..., None], values, -5.0), covered)
+            mip = torch.nn.functional.avg_pool2d(filled.permute(2, 0, 1)[None], 2**level)
+            centre = (torch.arange(size) + 0.5) / size * 2 - 1
+            grid = torch.stack(torch.meshgrid(centre, centre, indexing="ij")[::-1], dim=-1)[None]
+            read = torch.nn.functional.grid_sample(mip, grid, padding_mode="border", align_corners=False)[0, 0]
+            off = float((read - values[..., 0]).abs()[covered].max())
+            print(f"level {level}, {gap} texels apart: off by {off:.1e}")
+            assert off <= most
+
+
+@pytest.mark.parametrize(("file_format", "bits", "step"), [
+    ("png", 8, 1 / 255), ("png", 16, 1 / 65535), ("exr", 16, 2e-3), ("exr", 32, 1e-6),
+])  # fmt: skip
+def test_every_format_holds_the_maps(file_format, bits, step, tmp_path):
+    made = some_maps()
+    covered = torch.ones(32, 32, dtype=torch.bool)
+    paths = maps.write_maps(tmp_path, made, covered, file_format=file_format, bits=bits)
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.{file_format}" for name in maps.CHANNELS}
+    for name, path in paths.items():
+        assert maps.find_map(tmp_path, name) == path
+        wanted = (maps.unit_normals(made[name]) if name == "normal" else made[name]).numpy()
+        read = maps.read_map(path)
+        assert read.shape == (wanted.shape if maps.CHANNELS[name] == 3 else wanted.shape[:2])
+        assert np.abs(read.reshape(wanted.shape) - wanted).max() <= 0.5 * step + 2e-6, name
+        if file_format == "png":  # as others see it
+            with Image.open(path) as image:
+                assert image.size == (32, 32)
+                assert image.mode == ("RGB" if maps.CHANNELS[name] == 3 else "I;16" if bits == 16 else "L")
+                seen = np.asarray(image).reshape(wanted.shape)
+                whole = 65535 if image.mode == "I;16" else 255
+                assert np.abs(seen / whole - wanted).max() <= 1 / 255
+        else:
+            import OpenEXR
+
+            with OpenEXR.File(str(path)) as image:
+                (channel,) = image.channels().items()
+                assert channel[0] == ("RGB" if maps.CHANNELS[name] == 3 else "Y")
+                assert channel[1].pixels.dtype == (np.float16 if bits == 16 else np.float32)
+                linear = torch.from_numpy(wanted)
+                linear = srgb_to_linear(linear) if name == "base_color" else linear
+                assert np.abs(channel[1].pixels.reshape(wanted.shape) - linear.numpy()).max() < 1e-3
+
+
+def test_the_usual_depth_of_a_format(tmp_path):
+    covered = torch.ones(32, 32, dtype=torch.bool)
+    eight = maps.write_maps(tmp_path, some_maps(), covered)["base_color"].read_bytes()
+    assert maps.write_maps(tmp_path, some_maps(), covered, bits=8)["base_color"].read_bytes() == eight
+    with pytest.raises(ValueError, match="no exr of 8 bits"):
+        maps.write_maps(tmp_path, some_maps(), covered, file_format="exr", bits=8)
+    with pytest.raises(FileNotFoundError, match="no map base_color"):
+        maps.find_map(tmp_path / "none", "base_color")
+
+
+def test_sixteen_bits_of_a_foreign_png_are_refused(tmp_path):
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(tmp_path / "metallic.png")
+    with pytest.raises(ValueError, match="was not written by Patina"):
+        maps.read_map(tmp_path / "metallic.png")
 
 
 def test_values_that_are_no_maps_are_refused(tmp_path):

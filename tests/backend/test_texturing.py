@@ -2,7 +2,10 @@
 """A whole run from request to files, with a cheap model in the real one's place."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import oracle_for_tests as oracle
@@ -13,6 +16,7 @@ from PIL import Image
 
 from addon import protocol
 from backend import models, object_start, texturing
+from backend.maps import read_map
 from backend.mesh import MeshError
 from backend.prompts import PromptError
 
@@ -110,6 +114,33 @@ def test_a_run_ends_with_maps_and_a_report(whole):
     assert abs(report["covered_texels"] / 512**2 - report["covered_share"]) < 1e-3
     assert report["versions"]["patina"] == texturing.patina_version() == started.backend_version
     assert isinstance(report["warnings"], list)
+
+
+@pytest.mark.parametrize(("file_format", "bits"), [("png", 16), ("exr", None)])
+def test_maps_come_in_the_format_that_was_asked_for(file_format, bits, new_job):
+    job = new_job()
+    events = run(job, replace(REQUEST, file_format=file_format, bit_depth=bits, steps=2))
+    check_stream(events, protocol.Done)
+    assert events[-1].maps == {name: f"maps/{name}.{file_format}" for name in protocol.MAP_NAMES}
+    assert sorted(path.name for path in job.maps.iterdir()) == sorted(Path(p).name for p in events[-1].maps.values())
+    colours = read_map(job.maps / f"base_color.{file_format}")
+    assert colours.shape == (512, 512, 3) and 0.2 < colours.mean() < 0.8
+    assert np.abs(colours * 255 - np.round(colours * 255)).max() > 0.1, "no finer than 8 bits"
+    assert all(path.endswith(".png") for e in events if isinstance(e, protocol.Preview) for path in e.maps.values())
+
+
+def test_a_rasteriser_that_is_not_here_ends_in_a_sentence(new_job):
+    with pytest.raises(protocol.ProtocolError, match="nvdiffrast works on CUDA alone"):
+        run(new_job(), replace(REQUEST, rasterizer="nvdiffrast"))
+
+
+def test_the_peak_of_memory_is_this_processes_own():
+    """A child's getrusage begins with its parent's memory, on Linux: Blender's would be told as the backend's."""
+    hoard = np.ones(75_000_000)  # 600 MB
+    code = "from backend.texturing import peak_memory_mb; print(peak_memory_mb())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert 100 < int(done.stdout) < texturing.peak_memory_mb() - 200
+    assert hoard.sum() == len(hoard)
 
 
 def test_previews_show_the_maps_while_they_grow(new_job):
