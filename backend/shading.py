@@ -22,6 +22,7 @@ from .rasterize import GBuffer
 
 ROUGHNESS_MIN = 0.05  # below, a sun's highlight falls between pixels
 FSS_DIELECTRIC = (IOR - 1) / (4.08567 + 1.00071 * IOR)  # cosine-averaged Fresnel, Cycles' fit
+MANY_WORLDS = 32  # from which on a product with all of them costs more than one a point
 
 
 @dataclass(frozen=True)
@@ -131,11 +132,12 @@ def _sideways(towards: Tensor, normal: Tensor, cosine: Tensor) -> tuple[Tensor, 
 
 def _world(lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights, openness: Openness | None) -> Tensor:
     view, normal = gbuffer.view, lobe.specular_normal
-    polynomial = lights.constant[view], lights.linear[view], lights.quadratic[view]
-    tangent, bitangent = _sideways(gbuffer.to_camera, normal, lobe.cos_view)
-    parts = _second_order(polynomial, normal, tangent, bitangent)
-    q = lobe.moments
-    plain, schlick, real = (_integral(q[:, first : first + 6], parts) for first in (0, 6, 12))
+    world = _coefficients(lights)
+    tangent, _ = _sideways(gbuffer.to_camera, normal, lobe.cos_view)
+    products, q = _products(normal, tangent), lobe.moments
+    plain, schlick, real = (
+        _under(world, view, _turned(q[:, first : first + 6], normal, tangent, products)) for first in (0, 6, 12)
+    )
     if lights.residuals is not None:
         mean = (q[:, 1:2] * normal + q[:, 2:3] * tangent) / q[:, :1]
         rest = lights.residuals.glossy(view, mean, normal, gbuffer.to_camera, lobe.roughness)
@@ -149,51 +151,64 @@ def _world(lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights, ope
     dielectric = (F0_DIELECTRIC * (plain - real) + real) * lobe.multiscatter_dielectric[:, None]
     metallic = maps.metallic[:, None]
     reflected = metallic * metal + (1 - metallic) * dielectric
-    irradiance = _irradiance(lobe, view, polynomial, lights)
+    irradiance = _irradiance(lobe, view, world, lights)
     if openness is not None:
         reflected = reflected * glossy_share(openness, gbuffer, normal, lobe.roughness, lights)
         irradiance = irradiance * diffuse_share(openness, gbuffer, lobe.normal, lights)
     return reflected + maps.base_color * lobe.diffuse_weight[:, None] * irradiance
 
 
-def _irradiance(lobe: _Lobe, view: Tensor, polynomial: tuple[Tensor, Tensor, Tensor], lights: Lights) -> Tensor:
+def _irradiance(lobe: _Lobe, view: Tensor, world: Tensor, lights: Lights) -> Tensor:
     """Of the world, by pi (N, 3), on the mapped normal, without what comes from below the surface."""
     normal, moments = lobe.normal, lobe.diffuse_moments
     if moments is None:
-        constant, linear, quadratic = polynomial
-        trace = torch.einsum("niic->nc", quadratic)
-        nn = torch.einsum("ni,nijc,nj->nc", normal, quadratic, normal)
-        total = constant + 2 / 3 * torch.einsum("ni,nic->nc", normal, linear) + trace / 4 + nn / 4
-        share = 1.0
+        # Of the cosine lobe by pi: 1, 2/3 n, and (1 + n n) / 4 of the squares.
+        moments = normal.new_tensor([1.0, 2 / 3, 0.0, 0.5, 0.25, 0.0]).expand(len(normal), 6)
+        share, tangent = 1.0, torch.zeros_like(normal)
     else:
-        tangent, bitangent = _sideways(lobe.smooth, normal, (lobe.smooth * normal).sum(1))
-        total = _integral(moments, _second_order(polynomial, normal, tangent, bitangent))
+        tangent, _ = _sideways(lobe.smooth, normal, (lobe.smooth * normal).sum(1))
         share = moments[:, :1]
+    total = _under(world, view, _turned(moments, normal, tangent, _products(normal, tangent)))
     if lights.residuals is not None:
         total = total + share * lights.residuals.diffuse(view, normal)
     return total
 
 
-def _second_order(polynomial: tuple[Tensor, Tensor, Tensor], n: Tensor, t: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-    """The world's coefficients in the frame n, t, b (N, 3): A, n.B, t.B, nCn, tCt, bCb, nCt, each (N, 3 rgb)."""
-    constant, linear, quadratic = polynomial
-    nb, tb = torch.einsum("ni,nic->nc", n, linear), torch.einsum("ni,nic->nc", t, linear)
-    c_n, c_t, c_b = (torch.einsum("nijc,nj->nic", quadratic, axis) for axis in (n, t, b))
-
-    def along(axis: Tensor, product: Tensor) -> Tensor:
-        return torch.einsum("ni,nic->nc", axis, product)
-
-    return constant, nb, tb, along(n, c_n), along(t, c_t), along(b, c_b), along(n, c_t)
+def _coefficients(lights: Lights) -> Tensor:
+    """(B, 10, 3 rgb) of the worlds' 1, x, y, z, xx, yy, zz, xy, yz, zx."""
+    squares, turned = lights.quadratic.diagonal(dim1=1, dim2=2).mT, lights.quadratic.transpose(1, 2)
+    both = lights.quadratic + turned
+    mixed = torch.stack((both[:, 0, 1], both[:, 1, 2], both[:, 2, 0]), dim=1)
+    return torch.cat((lights.constant[:, None], lights.linear, squares, mixed), dim=1)
 
 
-def _integral(moments: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
-    """The world under a lobe of `moments` (N, 6): int lobe {1, n, t, nn, tt, nt}; bb is what is left of 1."""
-    q = moments.unsqueeze(-1)
-    constant, nb, tb, nn, tt, bb, nt = parts
+def _products(n: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """nn, tt and nt + tn of (N, 3) directions: (N, 6) each, xx, yy, zz, xy, yz, zx."""
+    n_next, t_next = torch.roll(n, -1, 1), torch.roll(t, -1, 1)
     return (
-        q[:, 0] * constant + q[:, 1] * nb + q[:, 2] * tb + q[:, 3] * nn + q[:, 4] * tt
-        + (q[:, 0] - q[:, 3] - q[:, 4]) * bb + 2 * q[:, 5] * nt
-    )  # fmt: skip
+        torch.cat((n * n, n * n_next), dim=1),
+        torch.cat((t * t, t * t_next), dim=1),
+        torch.cat((2 * n * t, n * t_next + n_next * t), dim=1),
+    )
+
+
+def _turned(q: Tensor, n: Tensor, t: Tensor, products: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """A lobe's integrals (N, 10) over 1, x, y, z, xx, yy, zz, xy, yz, zx, of those in its own frame n, t, b (N, 6):
+    1, n, t, nn, tt, nt; bb is what is left of 1, and nb and tb are 0."""
+    nn, tt, nt = products
+    bb = q[:, :1] - q[:, 3:4] - q[:, 4:5]
+    second = (q[:, 3:4] - bb) * nn + (q[:, 4:5] - bb) * tt + q[:, 5:6] * nt
+    return torch.cat((q[:, :1], q[:, 1:2] * n + q[:, 2:3] * t, second[:, :3] + bb, second[:, 3:]), dim=1)
+
+
+def _under(world: Tensor, view: Tensor, lobe: Tensor) -> Tensor:
+    """(N, 3) of lobes (N, 10) in the worlds (B, 10, 3) of their pictures `view` (N,)."""
+    worlds = len(world)
+    if worlds > MANY_WORLDS:
+        return (lobe.unsqueeze(-1) * world[view]).sum(1)
+    # All worlds at once and then the right one: one product of whole matrices, none of small ones a point.
+    every = lobe @ world.transpose(0, 1).reshape(10, 3 * worlds)
+    return every.view(-1, worlds, 3).take_along_dim(view.view(-1, 1, 1), dim=1).squeeze(1)
 
 
 def _suns(lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights, openness: Openness | None) -> Tensor:
