@@ -31,12 +31,14 @@ def write_maps(
     maps: dict[str, torch.Tensor | np.ndarray],
     covered: torch.Tensor | np.ndarray,
     prefix: str = "",
+    as_given: dict[str, torch.Tensor] | None = None,
 ) -> dict[str, Path]:
     """Write `maps` (name -> (H,W,3) or (H,W,1), stored values in 0..1) as 8-bit PNG files.
 
     Texels outside of `covered` (H,W) bool are filled from their neighbours, normals made unit
-    length. The files `<folder>/<prefix><name>.png` appear together or, on OSError (disk full),
-    not at all: old files stay as they were. Raises ValueError for values that are no maps.
+    length; not so where `as_given` (name -> (H,W) bool) says that texels are final. The files
+    `<folder>/<prefix><name>.png` appear together or, on OSError (disk full), not at all: old files stay as
+    they were. Raises ValueError for values that are no maps.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{prefix}{name}.png" for name in maps}
@@ -48,6 +50,8 @@ def write_maps(
             filled = fill_uncovered(values, covered)
             if name == "normal":
                 filled = unit_normals(filled)
+            if as_given is not None:
+                filled = torch.where(as_given[name][..., None], values, filled)
             texels = quantise(filled)
             with open(beside[name], "wb") as file:
                 Image.fromarray(texels).save(file, format="PNG", compress_level=_COMPRESS_LEVEL)

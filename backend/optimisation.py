@@ -14,6 +14,7 @@ from .descent import MeanDescent
 from .diffusion.interface import Denoiser, KnowsMaterials, Scene
 from .distillation import Aim, Options, take_aim
 from .ggx_tables import GgxTables
+from .held import Held
 from .material import LearnableMaps
 from .object_start import is_mixed, place_metals, uniform_start
 from .shading import linear_to_srgb, shade
@@ -55,6 +56,7 @@ class State:
     optimiser: torch.optim.Optimizer
     generator: torch.Generator
     step: int = 0
+    held: Held | None = None  # what must stay as it is; the same in every attempt
     curvature: Tensor | None = None  # of Newton steps: made when first needed, alike in every run
 
 
@@ -136,7 +138,10 @@ def _render(
     their own and do not; and the display values (N, 3) in -1..1, which know the stored ones."""
     gbuffer = scene.gbuffer
     raw = material.raw_values(state.maps, gbuffer.position, gbuffer.uv, gbuffer.footprint, _detail(plan, progress))
-    values = material.stored_values(raw.detach()).requires_grad_(True)
+    values = material.stored_values(raw.detach())
+    if state.held is not None:
+        values = state.held.mix(values, gbuffer)
+    values = values.requires_grad_(True)
     rendered = linear_to_srgb(shade(gbuffer, material.surface_maps(values), scene.lights, tables)) * 2 - 1
     return raw, values, rendered
 
@@ -151,6 +156,8 @@ def _move(
         slope[:, material.METALLIC] += strength * (1 - 2 * values[:, material.METALLIC])
     if progress < plan.normal_from:
         slope[:, material.NORMAL] = 0.0
+    if state.held is not None:
+        slope = slope * state.held.share(scene.gbuffer)
     state.optimiser.zero_grad(set_to_none=True)
     if plan.newton:
         if state.curvature is None:
@@ -164,7 +171,7 @@ def _move(
 
 
 def _detail(plan: Plan, progress: float) -> float:
-    return min(1.0, progress / plan.all_detail_at)
+    return 1.0 if progress >= plan.all_detail_at else progress / plan.all_detail_at
 
 
 def _background(state: State, model: Denoiser, scene: Scene) -> Tensor:
