@@ -14,7 +14,7 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from . import protocol, uv_check
+from . import limits, protocol, uv_check
 
 
 class MeshProblem(ValueError):
@@ -70,10 +70,12 @@ def choose_uv_layer(obj: bpy.types.Object, shown: bpy.types.Mesh, slot: int | No
     return "", "; ".join(reasons) or "there are no UVs"
 
 
-def read(obj: bpy.types.Object, shown: bpy.types.Mesh, uv_layer: str, slot: int | None) -> dict[str, np.ndarray]:
-    """The arrays of `protocol.MESH_ARRAYS` of an evaluated mesh. Raises MeshProblem.
+def read(
+    obj: bpy.types.Object, shown: bpy.types.Mesh, uv_layer: str, slot: int | None, limited: bool = False
+) -> dict[str, np.ndarray]:
+    """The arrays of `protocol.MESH_ARRAYS` of an evaluated mesh. Raises MeshProblem, LimitsProblem.
 
-    `slot`: only the faces of this material slot may change; None: all.
+    `slot`: only the faces of this material slot may change; None: all. `limited`: the object's limits bind as well.
     """
     triangles = _triangles(shown)
     if not len(triangles.loops):
@@ -103,6 +105,9 @@ def read(obj: bpy.types.Object, shown: bpy.types.Mesh, uv_layer: str, slot: int 
         "material_slot": triangles.slot,
         "face_mask": np.full(len(corners), True) if slot is None else triangles.slot == slot,
     }
+    region = limits.face_mask(obj, shown) if limited else None
+    if region is not None:
+        arrays["face_mask"] = arrays["face_mask"] & region
     if not arrays["face_mask"].any():
         raise MeshProblem("No face uses the active material slot. Assign some faces to it, or cover the whole object.")
     return {

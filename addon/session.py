@@ -57,19 +57,30 @@ def _after_load(*_) -> None:
     """A file saved in mid-run brings what its panel showed then; show what is true now."""
     if _session is not None:
         status.publish(_session.status)
+        _session.look_around()
+
+
+def _look_around_once() -> None:
+    """After the add-on was enabled: what is on the disk may not be read while Blender registers."""
+    if _session is not None:
+        _session.look_around()
+        status.redraw()
 
 
 def register() -> None:
     global _session
     bpy.app.handlers.load_post.append(_after_load)
     _session = jobs.Session(Path(__file__).resolve().parent.parent)
+    if not bpy.app.background:
+        bpy.app.timers.register(_look_around_once, first_interval=0.5)
 
 
 def unregister() -> None:
     global _session
     bpy.app.handlers.load_post.remove(_after_load)
-    if bpy.app.timers.is_registered(_on_timer):
-        bpy.app.timers.unregister(_on_timer)
+    for timer in (_on_timer, _look_around_once):
+        if bpy.app.timers.is_registered(timer):
+            bpy.app.timers.unregister(timer)
     if _session is not None:
         _session.close()
         _session = None

