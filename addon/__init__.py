@@ -20,6 +20,7 @@ _MODULES = (
     "variant_operators",
     "panels",
     "variant_panels",
+    "export_operators",
     "saving",
     "command",
 )

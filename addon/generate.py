@@ -85,10 +85,11 @@ def begin(
     if origin is not None:
         slot = None if origin.slot < 0 else origin.slot
     run = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    interrupted.thin(preferences.data_folder() / "jobs")
     folder = protocol.JobFolder(preferences.data_folder() / "jobs" / run)
     folder.path.mkdir(parents=True)
     with contextlib.ExitStack() as undo:
-        uv_layer, own_uvs, arrays, note = _geometry(context, obj, slot, folder, undo, limited=bool(start))
+        uv_layer, own_uvs, arrays, note = geometry(context, obj, slot, folder, undo, limited=bool(start))
         if start:
             request = refine.prepare(obj, origin, folder, uv_layer, request)
         mesh_io.write(folder.mesh, arrays)
@@ -235,7 +236,7 @@ def _require_backend() -> None:
     )
 
 
-def _geometry(
+def geometry(
     context: bpy.types.Context,
     obj: bpy.types.Object,
     slot: int | None,

@@ -84,6 +84,8 @@ def texels(image: bpy.types.Image) -> np.ndarray:
     values = np.empty(width * height * image.channels, np.float32)
     image.pixels.foreach_get(values)
     values = values.reshape(height, width, image.channels)[::-1]
+    if image.is_float and not image.colorspace_settings.is_data:  # Blender decodes those when it reads them
+        values = np.where(values <= 0.0031308, values * 12.92, 1.055 * np.clip(values, 0, None) ** (1 / 2.4) - 0.055)
     return values[..., :1] if image.get(MAP_KEY) in ("metallic", "roughness") else values[..., :3]
 
 

@@ -22,8 +22,8 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 def install(root: Path) -> Path:
-    (root / "addon").mkdir(parents=True)
-    (root / "backend").mkdir()
+    (root / "addon").mkdir(parents=True, exist_ok=True)
+    (root / "backend").mkdir(exist_ok=True)
     for name in ("__init__.py", "protocol.py"):
         shutil.copy(REPO / "addon" / name, root / "addon" / name)
     (root / "backend" / "__init__.py").touch()
@@ -100,6 +100,9 @@ def run_job(command) -> None:
         png(job.preview_picture(step), 32, (int(255 * step / steps), 40, 20))
         say(protocol.Preview(step, step, maps(job.previews, f"_{step:04d}", 64, step / steps)))
         controls, _ = protocol.read_lines(attempt.control, 0, protocol.Control)
+        if any(isinstance(order, protocol.Pause) for order in controls):
+            say(protocol.Paused("asked", step))
+            return
         if controls and "deaf" not in words:
             say(protocol.Cancelled(step, maps(job.maps, "", request.texture_size, 0.5)))
             return
