@@ -17,6 +17,7 @@ _MODULES = (
     "preferences",
     "session",
     "operators",
+    "setup_operators",
     "variant_operators",
     "panels",
     "variant_panels",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import bpy
 
-from . import batch, batch_queue, environment, generate, images, mesh_io, placing, preferences, session, worker
+from . import batch, batch_queue, environment, generate, images, jobs, mesh_io, placing, preferences, session, worker
 from .batch_queue import BatchProblem, Entry
 from .placing import Place
 
@@ -37,16 +37,16 @@ def add_commands(commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    jobs = options.list.resolve()
+    wishes = options.list.resolve()
     try:
         if not 1 <= options.jobs <= 32 or options.retries < 0:
             raise BatchProblem("--jobs must lie between 1 and 32, --retries must not be negative.")
         _install_backend()
         making = options.what == "batch"
-        entries = batch.prepare(jobs, options.force, _say) if making else batch.left_over(jobs)
+        entries = batch.prepare(wishes, options.force, _say) if making else batch.left_over(wishes)
     except BatchProblem as error:
         return _fail(str(error), EXIT_USAGE)
-    folder = batch.folder_of(jobs)
+    folder = batch.folder_of(wishes)
     try:
         batch_queue.run(folder, entries, _start, options.jobs, options.retries, options.force, _Progress(entries).tell)
     except BatchProblem as error:
@@ -62,12 +62,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    jobs = options.list.resolve()
+    wishes = options.list.resolve()
     try:
-        entries = batch.left_over(jobs)
+        entries = batch.left_over(wishes)
     except BatchProblem as error:
         return _fail(str(error), EXIT_USAGE)
-    folder = batch.folder_of(jobs)
+    folder = batch.folder_of(wishes)
     for entry in entries:
         if batch_queue.is_done(folder, entry.item):
             entry.state, entry.fraction = "done", 1.0
@@ -87,10 +87,9 @@ def _install_backend() -> None:
     home = preferences.data_folder() / "backend-env"
     if environment.environment_ready(home):
         return
-    if not bpy.app.online_access:
+    if not bpy.app.online_access and preferences.wheels() is None:
         raise BatchProblem("Patina must install its backend once, and Blender may not go online (--online-mode).")
-    own = Path(sys.executable) if sys.executable else None
-    build = environment.EnvironmentBuild(home, environment.python_candidates(preferences.preferred_python(), own))
+    build = jobs.new_build()
     said = ""
     while not build.finished:
         fraction, text = build.tick()

@@ -228,11 +228,13 @@ def unsaved_root() -> Path:
 
 def _require_backend() -> None:
     """The backend is installed, or may be downloaded. Raises SettingsProblem."""
-    if environment.environment_ready(preferences.data_folder() / "backend-env") or bpy.app.online_access:
+    ready = environment.environment_ready(preferences.data_folder() / "backend-env")
+    if ready or bpy.app.online_access or preferences.wheels() is not None:
         return
     raise settings.SettingsProblem(
         "Patina must install its backend once, and Blender may not go online. "
-        "Allow it in Preferences > System > Network, or choose a Python that has it with PATINA_PYTHON."
+        "Allow it in Preferences > System > Network, give a folder of wheels in Patina's preferences, "
+        "or choose a Python that has it with PATINA_PYTHON."
     )
 
 

@@ -7,13 +7,27 @@ none while Blender renders or bakes; material and images are made by `placing`, 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import environment, images, interrupted, pictures, placing, preferences, protocol, status, variants, worker
+from . import (
+    environment,
+    images,
+    interrupted,
+    pictures,
+    placing,
+    preferences,
+    protocol,
+    status,
+    tasks,
+    variants,
+    worker,
+)
 from .placing import Place
 from .rendering import blender_is_rendering as _blender_is_rendering
 
@@ -58,6 +72,9 @@ class Session:
         self.ended: Job | None = None  # the last one
         self.result: Job | None = None  # ended, its maps are not on the object
         self.pictures = pictures.Pictures()
+        self.ready = False  # is the backend installed? As of the last look around
+        self.task: tasks.Install | tasks.Command | None = None  # what is done beside runs, or was last
+        self.models: list[dict] = []  # as `backend models list --json` told
         self._build: environment.EnvironmentBuild | None = None
         self._worker: worker.Worker | None = None
         self._leaving: worker.Worker | None = None  # asked to end, may take a moment
@@ -82,10 +99,8 @@ class Session:
         self.status.run, self.status.queued = job.place.run, len(self.waiting)
         self.status.stage = "Starting the backend"
         job.last_event = time.monotonic()
-        home = preferences.data_folder() / "backend-env"
-        if not environment.environment_ready(home):
-            pythons = environment.python_candidates(preferences.preferred_python(), _blender_python())
-            self._build = environment.EnvironmentBuild(home, pythons)
+        if not environment.environment_ready(preferences.data_folder() / "backend-env"):
+            self._build = new_build()
         else:
             self._start(job)
         self.job = job
@@ -111,7 +126,8 @@ class Session:
         return dropped
 
     def look_around(self) -> None:
-        """What is on the disk: pictures of variants, jobs that were left. Not for `draw`."""
+        """What is on the disk: the backend, pictures of variants, jobs that were left. Not for `draw`."""
+        self.ready = environment.environment_ready(preferences.data_folder() / "backend-env")
         busy = {job.place.run for job in (self.job, *self.waiting) if job is not None}
         self.left = interrupted.find(preferences.data_folder() / "jobs", busy)
         self.pictures.look_around()
@@ -134,6 +150,8 @@ class Session:
         """Blender ends or the add-on is disabled: a running job checkpoints and pauses, the process ends."""
         if self._build is not None:
             self._build.cancel()
+        if self.task is not None and not self.task.finished:
+            self.task.cancel()
         for process in (self._worker, self._leaving):
             if process is not None:
                 process.stop()
@@ -145,6 +163,8 @@ class Session:
         """Go on a little; call about ten times a second while `busy`. Raises nothing but programming errors."""
         if self._worker is not None:
             self._worker.tick()
+        if self.task is not None and not self.task.finished:
+            self._tick_task()
         job = self.job
         if job is None:
             return
@@ -165,6 +185,22 @@ class Session:
         if self.job is not None and time.monotonic() - self._published > PUBLISH_S:
             self._published = time.monotonic()
             status.publish(self.status)
+
+    @property
+    def has_work(self) -> bool:
+        """Is there anything that `tick` must go on with?"""
+        return self.busy or (self.task is not None and not self.task.finished)
+
+    def _tick_task(self) -> None:
+        self.task.tick()
+        if self.task.finished and not self.task.error and "--json" in getattr(self.task, "words", ()):
+            with contextlib.suppress(ValueError):
+                self.models = json.loads(self.task.output())
+        if self.task.finished:
+            self.ready = environment.environment_ready(preferences.data_folder() / "backend-env")
+        if self.task.finished or time.monotonic() - self._published > PUBLISH_S:
+            self._published = time.monotonic()
+            status.redraw(preferences_too=True)
 
     # --- starting ---
 
@@ -260,8 +296,8 @@ class Session:
                 "Press Generate to try again, with a smaller texture size if it happens again.",
             )
 
-    def _let_go_of_worker(self) -> None:
-        """End the backend process, and with it all memory it holds; the next run starts another."""
+    def end_worker(self) -> None:
+        """End the resident backend process, and with it all memory it holds; the next run starts another."""
         if self._leaving is not None:
             self._leaving.stop(0.0)
         self._leaving, self._worker = self._worker, None
@@ -347,7 +383,7 @@ class Session:
         elif isinstance(outcome, protocol.Paused):
             shown.message = f"Paused at {old.fraction:.0%}. Its memory is free again."
             shown.hint = "It can be resumed at any time, also after Blender was closed."
-            self._let_go_of_worker()
+            self.end_worker()
         else:
             if job.attempt is None:  # the backend cannot be started: neither for those that wait
                 self.drop_waiting()
@@ -387,5 +423,9 @@ def _map_files(job: Job, maps: dict[str, str]) -> dict[str, Path]:
     return {name: _inside(job, maps[name]) for name in protocol.MAP_NAMES if name in maps}
 
 
-def _blender_python() -> Path | None:
-    return Path(sys.executable) if sys.executable else None
+def new_build() -> environment.EnvironmentBuild:
+    """The installation of the backend, as the preferences want it."""
+    own = Path(sys.executable) if sys.executable else None
+    pythons = environment.python_candidates(preferences.preferred_python(), own)
+    home = preferences.data_folder() / "backend-env"
+    return environment.EnvironmentBuild(home, pythons, wheels=preferences.wheels())

@@ -41,6 +41,8 @@ def refusal(obj: bpy.types.Object | None) -> str:
 @contextlib.contextmanager
 def evaluated(context: bpy.types.Context, obj: bpy.types.Object) -> Iterator[bpy.types.Mesh]:
     """The mesh with modifiers, as the viewport shows it; gone when the block ends."""
+    if obj.data.library is None:
+        obj.data.update_tag()  # scripts take UV layers away without telling
     graph = context.evaluated_depsgraph_get()
     graph.update()
     shown = obj.evaluated_get(graph)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import bpy
 from bpy.app.translations import pgettext_iface as _
 
-from . import generate, material, session, status
+from . import generate, material, session, setup_panels, status
 from .drawing import Sidebar, draw_text
 
 
@@ -21,6 +21,7 @@ class PATINA_PT_main(Sidebar, bpy.types.Panel):
         obj, shown = context.object, context.window_manager.patina
         if obj is not None and obj.type == "MESH":
             _draw_settings(layout, obj, context.scene)
+        setup_panels.draw_missing_backend(layout)
         if shown.busy:
             _draw_run(layout, context, shown)
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 import bpy
 from bpy.app.handlers import persistent
 
-from . import jobs, status
+from . import environment, jobs, preferences, status
 from .status import Status
 
 
@@ -28,6 +28,20 @@ def run_to_end(running: jobs.Session) -> Status:
         except KeyboardInterrupt:
             running.cancel()
     return running.status
+
+
+def finish_task(running: jobs.Session) -> None:
+    """Headless: wait for the task under way, with a line for each thing it does. Ctrl-C cancels it."""
+    said = ""
+    while running.task is not None and not running.task.finished:
+        try:
+            running.tick()
+            if running.task.text != said:
+                said = running.task.text
+                print(f"Patina: {running.task.title}: {said}", flush=True)
+            time.sleep(jobs.TICK_S)
+        except KeyboardInterrupt:
+            running.task.cancel()
 
 
 # The one thing that outlives calls: Blender gives an add-on no other place for a process handle.
@@ -49,7 +63,7 @@ def _on_timer() -> float | None:
     if _session is None:
         return None
     _session.tick()
-    return jobs.TICK_S if _session.busy else None
+    return jobs.TICK_S if _session.has_work else None
 
 
 @persistent
@@ -71,7 +85,9 @@ def register() -> None:
     global _session
     bpy.app.handlers.load_post.append(_after_load)
     _session = jobs.Session(Path(__file__).resolve().parent.parent)
-    if not bpy.app.background:
+    if bpy.app.background:
+        _session.ready = environment.environment_ready(preferences.data_folder() / "backend-env")
+    else:
         bpy.app.timers.register(_look_around_once, first_interval=0.5)
 
 

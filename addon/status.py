@@ -56,11 +56,13 @@ def publish(status: Status) -> None:
         redraw()
 
 
-def redraw() -> None:
-    """Have the sidebars of all 3D views drawn again."""
+def redraw(preferences_too: bool = False) -> None:
+    """Have the sidebars of all 3D views drawn again, and the preferences if asked."""
     for manager in bpy.data.window_managers:
         for window in manager.windows:
             for area in window.screen.areas:
+                if preferences_too and area.type == "PREFERENCES":
+                    area.tag_redraw()
                 if area.type == "VIEW_3D":
                     for region in area.regions:
                         if region.type == "UI":
