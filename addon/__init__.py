@@ -18,6 +18,7 @@ _MODULES = (
     "session",
     "operators",
     "setup_operators",
+    "presets",
     "variant_operators",
     "panels",
     "variant_panels",

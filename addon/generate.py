@@ -63,12 +63,13 @@ def begin(
     start: str = "",
     show: bool = True,
     seed: int | None = None,
+    slot: int | None = None,
 ) -> None:
     """Start texturing `obj`, or queue it behind what runs. Raises one of PROBLEMS; the object is as before then.
 
     `output`: the folder of the maps; None: a new one beside the .blend, or in the user's folder while it is unsaved.
     `start`: the run of the variant to begin from, within the object's limits. `show`: put the material on at once.
-    `seed`: instead of the object's, which becomes this one.
+    `seed`: instead of the object's, which becomes this one. `slot`: of these faces only, whatever Cover says.
     """
     reason = mesh_io.refusal(obj)
     if reason:
@@ -81,7 +82,8 @@ def begin(
     on_it = variants.current(obj)
     origin = variants.find(obj, start) if start else None
     request = settings.request_for(obj, context.scene, preferences.device(), refine=bool(start))
-    slot = obj.active_material_index if obj.patina.cover == "SLOT" and len(obj.material_slots) > 1 else None
+    if slot is None and obj.patina.cover == "SLOT" and len(obj.material_slots) > 1:
+        slot = obj.active_material_index
     if origin is not None:
         slot = None if origin.slot < 0 else origin.slot
     run = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
@@ -147,6 +149,15 @@ def chosen_objects(context: bpy.types.Context) -> list[bpy.types.Object]:
     """The active object first, then the other selected mesh objects."""
     others = [obj for obj in context.selected_objects if obj.type == "MESH" and obj != context.object]
     return [context.object, *sorted(others, key=lambda obj: obj.name)]
+
+
+def runs_of(obj: bpy.types.Object) -> list[dict]:
+    """The arguments of `begin` for each set of maps that the object's Cover asks for."""
+    if obj.patina.cover != "EACH" or len(obj.material_slots) < 2:
+        return [{}]
+    used = np.empty(len(obj.data.polygons), np.int32)
+    obj.data.polygons.foreach_get("material_index", used)
+    return [{"slot": int(index)} for index in np.unique(used) if index < len(obj.material_slots)] or [{}]
 
 
 def forget_waiting(session: jobs.Session) -> None:

@@ -28,7 +28,7 @@ class PATINA_OT_generate(bpy.types.Operator):
         for obj in chosen:
             if not obj.patina.prompt.strip():
                 obj.patina.prompt = prompt
-        return start_all(self, context, [(obj, {}) for obj in chosen])
+        return start_all(self, context, [(obj, run) for obj in chosen for run in generate.runs_of(obj)])
 
 
 def start_all(operator: bpy.types.Operator, context: bpy.types.Context, runs: list[tuple]) -> set[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import bpy
 from bpy.app.translations import pgettext_iface as _
 
-from . import generate, material, session, setup_panels, status
+from . import generate, material, session, setup_panels, status, variants
 from .drawing import Sidebar, draw_text
 
 
@@ -41,13 +41,19 @@ class PATINA_PT_preview(Sidebar, bpy.types.Panel):
     bl_order = 1
 
     @classmethod
-    def poll(cls, _context):
-        pictures = session.current().pictures
-        return pictures.icon(pictures.latest) != 0
+    def poll(cls, context):
+        return cls._icon(context) != 0
+
+    @staticmethod
+    def _icon(context) -> int:
+        """Of what runs, else of what is on the object."""
+        running = session.current()
+        now = variants.current(context.object)
+        run = running.pictures.latest if running.busy or now is None else now.run
+        return running.pictures.icon(run)
 
     def draw(self, context):
-        pictures = session.current().pictures
-        self.layout.template_icon(pictures.icon(pictures.latest), scale=8.0)
+        self.layout.template_icon(self._icon(context), scale=7.0)
         if context.scene.view_settings.view_transform == "AgX":
             draw_text(self.layout, context, _("AgX shows colors paler than they are; Standard shows them as made."))
 
@@ -73,9 +79,10 @@ def _draw_settings(layout, obj, scene) -> None:
     column.use_property_split = False
     column.prop(obj.patina, "prompt", text="", icon="SHADING_RENDERED", placeholder=_("Prompt: rusty iron"))
     column.prop(obj.patina, "negative_prompt", text="", icon="REMOVE", placeholder=_("Not: scratches"))
-    row = layout.row()
+    row = layout.row(align=True)
     row.use_property_split = False
     row.prop(scene.patina, "quality", expand=True)
+    row.menu("PATINA_MT_presets", text="", icon="PRESET")
     column = layout.column()
     column.prop(scene.patina, "texture_size")
     column.prop(scene.patina, "pattern_scale")

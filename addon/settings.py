@@ -31,7 +31,21 @@ _QUALITY_ITEMS = (
 _GUIDANCE_ITEMS = (
     ("clamped", "Clamped", "Pull towards what the model sees, kept within the colours of a picture"),
     ("sds", "Plain SDS", "Score distillation as published; needs a high guidance scale"),
+    ("csd", "CSD", "Classifier score distillation: only the difference that the words make"),
+    ("nfsd", "NFSD", "Noise-free score distillation: without what the model thinks of the noise"),
+    ("hifa", "HiFA", "Score distillation with noise that falls during the run, as in HiFA"),
+    ("ism", "ISM", "Interval score matching: along a path of inversion, for sharper detail"),
+    ("sdi", "SDI", "Score distillation via inversion: noise that fits the picture"),
+    ("k_step", "K-Step", "Towards a picture that the model denoises in several steps"),
 )
+
+
+def _known_models(_self, _context, text: str) -> list[str]:
+    """Ids to choose from; what is typed beside them counts as well."""
+    from . import session  # it knows this file
+
+    known = [protocol.BUILT_IN_MODEL, *(model["id"] for model in session.current().models if model["here"])]
+    return [name for name in dict.fromkeys(known) if text.lower() in name.lower()]
 
 
 class PATINA_PG_kept_slot(bpy.types.PropertyGroup):
@@ -70,6 +84,7 @@ class PATINA_PG_object(bpy.types.PropertyGroup):
         items=(
             ("OBJECT", "Whole Object", "All faces, whatever their material slot"),
             ("SLOT", "Active Slot", "Only the faces of the active material slot"),
+            ("EACH", "Each Slot", "One set of maps for each material slot that has faces, one after the other"),
         ),
     )
     kept_slots: CollectionProperty(type=PATINA_PG_kept_slot)
@@ -91,7 +106,11 @@ class PATINA_PG_scene(bpy.types.PropertyGroup):
         default=str(_DEFAULTS["texture_size"]),
     )
     model: StringProperty(
-        name="Model", description="The diffusion model that judges the pictures", default=_DEFAULTS["model"]
+        name="Model",
+        description="The diffusion model that judges the pictures: built-in, an id like owner/name, or a folder",
+        default=_DEFAULTS["model"],
+        search=_known_models,
+        search_options={"SUGGESTION"},
     )
     pattern_scale: FloatProperty(
         name="Pattern Scale",

@@ -78,7 +78,8 @@ assert unchanged(bpy.ops.patina.export_maps) == {"FINISHED"}
     assert (down[..., 1] == 255 - shown["normal"][..., 1]).all() and (down[..., 0] == shown["normal"][..., 0]).all()
     unity = read("UNITY/Cube_MetallicSmoothness.png")
     assert (unity[..., 3] == 255 - shown["roughness"][..., 0]).all()
-    assert (unity[..., 0] == shown["metallic"][..., 0]).all() and (read("UNITY/Cube_Normal.png") == shown["normal"]).all()
+    assert (unity[..., 0] == shown["metallic"][..., 0]).all()
+    assert (read("UNITY/Cube_Normal.png") == shown["normal"]).all()
 
     deep = np.asarray(Image.open(tmp_path / "deep" / "Cube_roughness.png")).astype(int)
     assert (deep == shown["roughness"][..., 0] * 257).all(), "16 bits"
