@@ -23,6 +23,7 @@ _MODULES = (
     "panels",
     "variant_panels",
     "export_operators",
+    "translations",
     "saving",
     "command",
 )
