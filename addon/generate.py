@@ -47,8 +47,8 @@ PROBLEMS = (
 
 def refusal(session: jobs.Session, obj: bpy.types.Object | None) -> str:
     """Why Generate cannot be pressed, or an empty string. Cheap."""
-    if session.busy:
-        return f"Patina is texturing {session.status.object_name}. Wait for it or cancel it"
+    if session.busy and not session.status.can_cancel:
+        return f"The run on {session.status.object_name} is being ended. Wait a moment"
     reason = mesh_io.refusal(obj)
     if not reason and not obj.patina.prompt.strip():
         reason = "Type a prompt: what the surface is made of"
@@ -121,7 +121,8 @@ def begin(
         undo.callback(_put_back, place, obj)
         interrupted.note(place, folder, output)
         session.begin(jobs.Job(place, folder, output))
-        session.status.warnings = note
+        if session.job is not None and session.job.place.run == run:
+            session.status.warnings = note
         undo.pop_all()
 
 

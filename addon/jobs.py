@@ -388,6 +388,10 @@ class Session:
             if job.attempt is None:  # the backend cannot be started: neither for those that wait
                 self.drop_waiting()
             shown.level, shown.message, shown.hint = status.ERROR, outcome.message, outcome.hint
+            if outcome.kind == "out_of_memory":
+                shown.fix = "smaller"
+            elif job.attempt is None or "Repair the backend" in outcome.hint:
+                shown.fix = "repair"
         if not attached and job.shown:
             self.result, shown.waiting_result = job, job.place.object_name
         job.outcome = outcome

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import bpy
 
-from . import generate, interrupted, material, mesh_io, placing, session, status, variants
+from . import generate, interrupted, material, mesh_io, placing, protocol, session, status, variants
 
 
 class PATINA_OT_generate(bpy.types.Operator):
@@ -56,6 +56,28 @@ def start_all(operator: bpy.types.Operator, context: bpy.types.Context, runs: li
         running.pictures.look_around()
         session.keep_ticking()
     return {"FINISHED"}
+
+
+class PATINA_OT_retry_smaller(bpy.types.Operator):
+    """Free the backend's memory and try again with maps of half the size, as a draft"""
+
+    bl_idname = "patina.retry_smaller"
+    bl_label = "Retry Smaller"
+    bl_options = {"UNDO"}
+
+    @classmethod
+    def poll(cls, context):
+        reason = generate.refusal(session.current(), context.object)
+        if reason:
+            cls.poll_message_set(reason)
+        return not reason
+
+    def execute(self, context):
+        how = context.scene.patina
+        how.texture_size = str(max(int(how.texture_size) // 2, min(protocol.TEXTURE_SIZES)))
+        how.quality = "draft"
+        session.current().end_worker()
+        return start_all(self, context, [(context.object, {})])
 
 
 class PATINA_OT_cancel(bpy.types.Operator):
@@ -240,6 +262,7 @@ def failed(operator: bpy.types.Operator, running, sentence: str) -> set[str]:
 
 _CLASSES = (
     PATINA_OT_generate,
+    PATINA_OT_retry_smaller,
     PATINA_OT_cancel,
     PATINA_OT_pause,
     PATINA_OT_resume,

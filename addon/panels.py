@@ -119,6 +119,10 @@ def _draw_run(layout, context, shown) -> None:
     buttons = row.row(align=True)
     buttons.operator("patina.pause", icon="PAUSE", text="")
     buttons.operator("patina.cancel", icon="X")
+    obj = context.object
+    if obj is not None and obj.name != shown.object_name and not generate.refusal(session.current(), obj):
+        text = _("Queue {object}").format(object=obj.name)
+        column.operator("patina.generate", icon="ADD", text=text, translate=False)
     if shown.queued:
         draw_text(column, context, _("{count} more waiting").format(count=shown.queued), "SORTTIME")
     if shown.note:
@@ -151,6 +155,10 @@ def _draw_outcome(layout, context, shown) -> None:
         box.alert = False
         if shown.hint:
             draw_text(box, context, shown.hint)
+        if shown.fix == "smaller":
+            box.operator("patina.retry_smaller", icon="FULLSCREEN_EXIT")
+        elif shown.fix == "repair":
+            box.operator("patina.repair_backend", icon="TOOL_SETTINGS", text=_("Repair Backend"), translate=False)
         if shown.log:
             box.operator("wm.path_open", text=_("Open Log"), icon="TEXT").filepath = shown.log
     if shown.waiting_result:

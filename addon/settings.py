@@ -168,6 +168,7 @@ class PATINA_PG_run(bpy.types.PropertyGroup):
     message: StringProperty(description="What came of the last run")
     hint: StringProperty(description="What to do about it")
     log: StringProperty(description="Where the log of a failed run is")
+    fix: StringProperty(description="The button that helps")
     warnings: StringProperty(description="One warning a line")
     waiting_result: StringProperty(description="The object that has a result which is not applied")
 

@@ -31,6 +31,7 @@ class Status:
     message: str = ""
     hint: str = ""
     log: str = ""
+    fix: str = ""  # "smaller" or "repair": the button that helps
     warnings: str = ""
     waiting_result: str = ""
 

@@ -126,7 +126,7 @@ def _start(run: _Run, start_maps: dict[str, Tensor] | None) -> Iterator[Event]:
     device = run.pool.triangles.positions.device
     if start_maps is not None and _goes_on(run.request):
         held.begin_from(run.state, start_maps)
-        run.state.step = min(round(run.plan.steps * (1 - run.request.strength)), run.plan.steps - 1)
+        run.state.step = _first_step(run)
     yield _progress(run, "Choosing the material", None)
     if not _goes_on(run.request):
         optimisation.start(run.state, run.plan, run.model, run.pool, ggx_tables.load().to(device))
@@ -165,8 +165,15 @@ def _optimise(run: _Run, stop_asked: StopAsked) -> Iterator[Event]:
 
 
 def _progress(run: _Run, stage: str, seconds_left: float | None) -> protocol.Progress:
-    done = run.state.step / run.plan.steps
+    first = _first_step(run)
+    done = max(0, run.state.step - first) / (run.plan.steps - first)
     return protocol.Progress(stage, run.state.step, run.plan.steps, 0.97 * done, seconds_left)
+
+
+def _first_step(run: _Run) -> int:
+    """Where a run begins: one that goes on from maps leaves out the steps that would paint them anew."""
+    share = 1 - run.request.strength if _goes_on(run.request) else 0.0
+    return min(round(run.plan.steps * share), run.plan.steps - 1)
 
 
 def _preview(run: _Run, where: material.Texels) -> protocol.Preview:

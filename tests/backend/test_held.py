@@ -119,6 +119,8 @@ def test_a_paused_refine_ends_as_one_that_was_not(tmp_path):
     assert isinstance(run(parted, request, stop_at=2)[-1], protocol.Paused)
     events = run(parted, request)
     assert events[0].resumed_from_step == 7
+    shares = [event.fraction for event in events if isinstance(event, protocol.Progress)]
+    assert abs(shares[0] - 0.97 * 2 / 5) < 1e-6 and shares == sorted(shares)
     for name, values in made(parted, events[-1]).items():
         assert np.array_equal(values, wanted[name]), name
 

@@ -116,3 +116,20 @@ def test_doctor_models_and_install_are_tasks_that_end(tmp_path):
         """,
         limit=200,
     )
+
+
+def test_out_of_memory_offers_a_smaller_try(tmp_path):
+    run_scenario(
+        tmp_path,
+        """
+        bpy.context.scene.patina.texture_size, bpy.context.scene.patina.quality = "2048", "high"
+        generate_fails(cube, "failed")
+        assert running.status.fix == "smaller"
+        process = running._worker
+        cube.patina.prompt = "red"
+        assert bpy.ops.patina.retry_smaller() == {"FINISHED"}
+        assert process.poll() is not None, "its memory is free"
+        assert bpy.context.scene.patina.texture_size == "1024" and bpy.context.scene.patina.quality == "draft"
+        assert running.status.fix == "" and running.status.message == "The maps are done."
+        """,
+    )

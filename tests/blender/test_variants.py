@@ -128,6 +128,14 @@ def test_several_selected_objects_are_textured_one_by_one(tmp_path):
         assert variants.current(ball).prompt == "blue" and variants.current(cube).prompt == "slow"
         assert all(tuple(i.size) == (512, 512) for v in (variants.current(ball), variants.current(cube))
                    for i in images.find(v.run).values())
+        start(cube, "slow")  # and one that is added while another runs
+        tick_until(lambda: running.status.step > 2)
+        assert not generate.refusal(running, ball)
+        ball.patina.prompt = "added"
+        generate.begin(bpy.context, ball, running)
+        assert running.status.queued == 1 and running.status.object_name == "Cube"
+        tick_until(lambda: not running.busy)
+        assert variants.current(ball).prompt == "added" and variants.has_maps(variants.current(ball))
         """,
     )
 
