@@ -125,11 +125,14 @@ class Session:
         self.status.queued = 0
         return dropped
 
+    def busy_runs(self) -> set[str]:
+        """The runs that are under way or wait."""
+        return {job.place.run for job in (self.job, *self.waiting) if job is not None}
+
     def look_around(self) -> None:
         """What is on the disk: the backend, pictures of variants, jobs that were left. Not for `draw`."""
         self.ready = environment.environment_ready(preferences.data_folder() / "backend-env")
-        busy = {job.place.run for job in (self.job, *self.waiting) if job is not None}
-        self.left = interrupted.find(preferences.data_folder() / "jobs", busy)
+        self.left = interrupted.find(preferences.data_folder() / "jobs", self.busy_runs())
         self.pictures.look_around()
 
     def cancel(self) -> None:

@@ -106,7 +106,10 @@ class PATINA_OT_variant_delete(_OfAVariant, bpy.types.Operator):
     def execute(self, context):
         running = session.current()
         try:
-            variants.delete(context.object, self.variant(context).run)
+            run = self.variant(context).run
+            if run in running.busy_runs():
+                raise variants.VariantProblem("This variant is being made. Wait for it or cancel it.")
+            variants.delete(context.object, run)
         except generate.PROBLEMS as error:
             return failed(self, running, str(error))
         running.look_around()
@@ -125,7 +128,7 @@ class PATINA_OT_variant_clean(_OfAVariant, bpy.types.Operator):
 
     def execute(self, context):
         obj, running = context.object, session.current()
-        busy = {job.place.run for job in (running.job, *running.waiting) if job is not None}
+        busy = running.busy_runs()
         for run in [variant.run for variant in obj.patina.variants]:
             if run not in busy and not variants.keeps(obj, variants.find(obj, run)):
                 variants.delete(obj, run)

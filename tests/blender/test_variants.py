@@ -99,6 +99,11 @@ def test_more_seeds_wait_in_a_queue_and_cancel_takes_it_apart(tmp_path):
             cube.patina.prompt = "slow"
             generate.begin(bpy.context, cube, running, show=number == 0, seed=number)
         tick_until(lambda: running.status.step > 2)
+        bpy.ops.patina.variant_show(run=first)
+        try:
+            bpy.ops.patina.variant_delete(run=running.job.place.run); raise AssertionError("deleted what is being made")
+        except RuntimeError as error:
+            assert "being made" in str(error), error
         assert running.status.queued == 2 == len(running.waiting) and len(cube.patina.variants) == 8
         jobs_before = set((generate.preferences.data_folder() / "jobs").iterdir())
         waiting = [job.output for job in running.waiting]
