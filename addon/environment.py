@@ -166,6 +166,8 @@ class EnvironmentBuild:
         try:
             self.log.write_bytes(b"")
             self._check_disk()
+            if self.wheels is not None and not any(self.wheels.glob("*.whl")):
+                raise EnvironmentFailed(f"There are no wheels (.whl files) in {self.wheels}. Choose another folder.")
             yield 0.0, "Looking for Python"
             base = yield from self._find_python()
             with contextlib.suppress(FileNotFoundError):  # from here on the folder is no environment
@@ -245,8 +247,6 @@ class EnvironmentBuild:
 
     def _install_offline(self, pip: list[str]) -> Iterator[tuple[float, str]]:
         """From the folder of wheels alone; it holds what `pip download` with our requirements brings."""
-        if not any(self.wheels.glob("*.whl")):
-            raise EnvironmentFailed(f"There are no wheels (.whl files) in {self.wheels}. Choose another folder.")
         command = [*pip, "--no-compile", "--no-index", "--find-links", str(self.wheels)]
         command += ["--constraint", str(self.recipe.constraints)]
         command += [part for path in self.recipe.requirements for part in ("--requirement", str(path))]

@@ -104,17 +104,38 @@ def test_doctor_models_and_install_are_tasks_that_end(tmp_path):
         jobs.preferences.wheels = lambda: wheels
         running.look_around()
         assert not running.ready and not bpy.ops.patina.doctor.poll()
-        for content, sentence in ((None, "There are no wheels"), ("no-1-py3-none-any.whl", "could not be installed")):
-            if content: (wheels / content).write_bytes(b"")
-            try:
-                bpy.ops.patina.install_backend(); raise AssertionError("installed from nothing")
-            except RuntimeError as error:
-                assert sentence in str(error), error
+        try:
+            bpy.ops.patina.install_backend(); raise AssertionError("installed from nothing")
+        except RuntimeError as error:
+            assert "There are no wheels" in str(error), error
+        (jobs.preferences.data_folder() / "backend-env").mkdir()
         assert not running.ready and bpy.ops.patina.remove_backend() == {"FINISHED"}
         assert not (jobs.preferences.data_folder() / "backend-env").exists()
         os.environ["PATINA_PYTHON"] = named
         """,
-        limit=200,
+    )
+
+
+@pytest.mark.slow
+def test_a_folder_that_lacks_a_wheel_is_told(tmp_path):
+    run_scenario(
+        tmp_path,
+        """
+        import os
+        from addon import jobs
+        del os.environ["PATINA_PYTHON"]
+        wheels = tmp / "wheels ä"; wheels.mkdir()
+        (wheels / "no-1-py3-none-any.whl").write_bytes(b"")
+        jobs.preferences.preferred_python = lambda: Path(sys.executable)
+        jobs.preferences.wheels = lambda: wheels
+        running.look_around()
+        try:
+            bpy.ops.patina.install_backend(); raise AssertionError("installed from nothing")
+        except RuntimeError as error:
+            assert "could not be installed from" in str(error) and "ERROR" in str(error), error
+        assert not running.ready
+        """,
+        limit=300,
     )
 
 
