@@ -35,7 +35,7 @@ BPY_MB = 400  # what bpy and the tools weigh as a download
 MORE_BPY = {"4.2": "4.2.23", "5.0": "5.0.1"}  # for test --all-blenders, on Python 3.11
 SYSTEM_LIBRARIES = "libx11-6 libxrender1 libxfixes3 libxi6 libxkbcommon0 libsm6 libice6 libgl1 libegl1"
 NOT_PACKAGED = ("backend/prior/training", "backend/evaluate")  # what only developers run
-PACKAGED_SUFFIXES = (".py", ".json", ".safetensors", ".toml", ".txt", ".md")
+PACKAGED_SUFFIXES = (".py", ".json", ".safetensors", ".toml", ".txt", ".tsv", ".md")
 ROOT_MODULE = '''# SPDX-License-Identifier: GPL-3.0-or-later
 """Patina as an installed extension; made by build.py package."""
 
@@ -63,6 +63,8 @@ def main() -> int:
         own_options = name in ("test", "package")
         command = commands.add_parser(name, help=text, add_help=own_options)
         command.set_defaults(function=function)
+        if name == "package":
+            command.add_argument("--repository", type=Path, metavar="DIR", help="write a repository there too")
         if name == "test":
             command.add_argument("--slow", action="store_true", help="the tests marked slow too")
             command.add_argument("--all-blenders", action="store_true", help="bpy 4.2, 5.0 and the real programs too")
@@ -141,7 +143,22 @@ def package(options: argparse.Namespace, rest: list[str]) -> int:
             run_or_fail([*tool, "validate", str(built)])
         shutil.move(built, target)
     print(f"{target.relative_to(ROOT)}  {target.stat().st_size / 1e6:.1f} MB")
+    if options.repository is not None:
+        write_repository(options.repository, target, tool)
     return 0
+
+
+def write_repository(folder: Path, package_file: Path, tool: list[str] | None) -> None:
+    """A static extension repository: the zips of all versions in `folder`, index.json and a page, by Blender's tool."""
+    if tool is None:
+        raise BuildError("A repository's index is written by Blender's own tool: install Blender, or set $BLENDER.")
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / f".{package_file.name}.part"
+    shutil.copyfile(package_file, beside)
+    os.replace(beside, folder / package_file.name)
+    run_or_fail([*tool, "server-generate", "--repo-dir", str(folder), "--html"])
+    address = (folder.absolute() / "index.json").as_uri()
+    print(f"{folder}  serve it as it is; in Blender: Get Extensions > Repositories > + > Add Remote, {address}")
 
 
 # --- environments -----------------------------------------------------------------------------

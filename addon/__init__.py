@@ -10,7 +10,23 @@ import importlib
 EXTENSION = __package__.rpartition(".")[0] or __package__
 
 # Those with a `register`, in the order of registration.
-_MODULES = ("settings", "preferences", "session", "operators", "panels", "saving", "command")
+_MODULES = (
+    "limits",
+    "variants",
+    "settings",
+    "preferences",
+    "session",
+    "operators",
+    "setup_operators",
+    "presets",
+    "variant_operators",
+    "panels",
+    "variant_panels",
+    "export_operators",
+    "translations",
+    "saving",
+    "command",
+)
 
 
 def register() -> None:

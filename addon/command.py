@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`blender -b FILE -c patina run --object NAME --prompt TEXT ...`: one run from the terminal. Knows no stage."""
+"""`blender -b FILE -c patina run | batch | status | resume ...`: the commands of the terminal. Knows no stage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import bpy
 
-from . import generate, images, jobs, protocol, session, settings, status
+from . import batch_command, generate, images, jobs, protocol, session, settings, status
 
 _handles: list = []
 
@@ -18,7 +18,10 @@ def parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     add_settings(shared)
     top = argparse.ArgumentParser(prog="blender -b FILE -c patina", description="Text to PBR textures.")
-    run = top.add_subparsers(dest="what", required=True).add_parser("run", parents=[shared], help="texture one object")
+    commands = top.add_subparsers(dest="what", required=True)
+    run = commands.add_parser("run", parents=[shared], help="texture one object")
+    run.set_defaults(function=_run)
+    batch_command.add_commands(commands)
     run.add_argument("--object", help="its name; not needed if the file holds one mesh object only")
     run.add_argument("--prompt", help="what the surface is made of; default: the prompt stored on the object")
     run.add_argument("--save", action="store_true", help="write FILE")
@@ -78,7 +81,7 @@ def _execute(argv: list[str]) -> int:
     except SystemExit as ended:
         return int(ended.code or 0)
     try:
-        return _run(arguments)
+        return arguments.function(arguments)
     except (settings.SettingsProblem, OSError, RuntimeError) as error:
         return _fail(str(error))
 

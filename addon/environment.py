@@ -123,6 +123,7 @@ class EnvironmentBuild:
     folder: Path
     pythons: Sequence[Path]
     recipe: Recipe = field(default_factory=Recipe)
+    wheels: Path | None = None  # a folder of wheels to install from, without any network
     error: str = ""
     finished: bool = False
 
@@ -165,6 +166,8 @@ class EnvironmentBuild:
         try:
             self.log.write_bytes(b"")
             self._check_disk()
+            if self.wheels is not None and not any(self.wheels.glob("*.whl")):
+                raise EnvironmentFailed(f"There are no wheels (.whl files) in {self.wheels}. Choose another folder.")
             yield 0.0, "Looking for Python"
             base = yield from self._find_python()
             with contextlib.suppress(FileNotFoundError):  # from here on the folder is no environment
@@ -219,6 +222,9 @@ class EnvironmentBuild:
     def _install(self) -> Iterator[tuple[float, str]]:
         python = str(_venv_python(self.folder))
         pip = [python, "-I", "-X", "utf8", "-c", PIP, "--no-input", "--disable-pip-version-check", "install"]
+        if self.wheels is not None:
+            yield from self._install_offline(pip)
+            return
         yield 0.04, "Updating pip"
         # A newer pip tells how far a download is. Without it, things work all the same.
         yield from self._run([*pip, "--upgrade", "pip"], CHECK_LIMIT_S)
@@ -238,6 +244,19 @@ class EnvironmentBuild:
             if code == 0:
                 return
         raise EnvironmentFailed(f"The backend could not be installed: {output.sentence()} The whole log: {self.log}")
+
+    def _install_offline(self, pip: list[str]) -> Iterator[tuple[float, str]]:
+        """From the folder of wheels alone; it holds what `pip download` with our requirements brings."""
+        command = [*pip, "--no-compile", "--no-index", "--find-links", str(self.wheels)]
+        command += ["--constraint", str(self.recipe.constraints)]
+        command += [part for path in self.recipe.requirements for part in ("--requirement", str(path))]
+        output = PipOutput(self.folder, self.recipe.download_mb)
+        yield 0.05, "Installing from the folder"
+        if (yield from self._run(command, PIP_LIMIT_S, output.read, output.state)) != 0:
+            last = next((line for line in reversed(self.last_log_lines()) if "ERROR" in line), self._last_line())
+            raise EnvironmentFailed(
+                f"The backend could not be installed from {self.wheels}: {last.strip()} The whole log: {self.log}"
+            )
 
     def _run(
         self,

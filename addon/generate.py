@@ -7,6 +7,7 @@ Called inside operators, so that all it changes is one undo step; on failure eve
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import secrets
 import time
 from pathlib import Path
@@ -14,17 +15,40 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from . import environment, images, jobs, material, mesh_io, placing, preferences, protocol, settings, unwrap
+from . import (
+    environment,
+    images,
+    interrupted,
+    jobs,
+    limits,
+    material,
+    mesh_io,
+    placing,
+    preferences,
+    protocol,
+    refine,
+    settings,
+    unwrap,
+    variants,
+)
 from .mesh_io import MeshProblem
 from .placing import Place
 
-PROBLEMS = (settings.SettingsProblem, MeshProblem, OSError, RuntimeError)  # what `begin` raises for a person to read
+PROBLEMS = (
+    settings.SettingsProblem,
+    MeshProblem,
+    limits.LimitsProblem,
+    variants.VariantProblem,
+    protocol.ProtocolError,
+    OSError,
+    RuntimeError,
+)  # what `begin` raises for a person to read
 
 
 def refusal(session: jobs.Session, obj: bpy.types.Object | None) -> str:
     """Why Generate cannot be pressed, or an empty string. Cheap."""
-    if session.busy:
-        return f"Patina is texturing {session.status.object_name}. Wait for it or cancel it"
+    if session.busy and not session.status.can_cancel:
+        return f"The run on {session.status.object_name} is being ended. Wait a moment"
     reason = mesh_io.refusal(obj)
     if not reason and not obj.patina.prompt.strip():
         reason = "Type a prompt: what the surface is made of"
@@ -32,28 +56,51 @@ def refusal(session: jobs.Session, obj: bpy.types.Object | None) -> str:
 
 
 def begin(
-    context: bpy.types.Context, obj: bpy.types.Object, session: jobs.Session, output: Path | None = None
+    context: bpy.types.Context,
+    obj: bpy.types.Object,
+    session: jobs.Session,
+    output: Path | None = None,
+    start: str = "",
+    show: bool = True,
+    seed: int | None = None,
+    slot: int | None = None,
 ) -> None:
-    """Start texturing `obj`. Raises one of PROBLEMS; the object is as before then.
+    """Start texturing `obj`, or queue it behind what runs. Raises one of PROBLEMS; the object is as before then.
 
     `output`: the folder of the maps; None: a new one beside the .blend, or in the user's folder while it is unsaved.
+    `start`: the run of the variant to begin from, within the object's limits. `show`: put the material on at once.
+    `seed`: instead of the object's, which becomes this one. `slot`: of these faces only, whatever Cover says.
     """
     reason = mesh_io.refusal(obj)
     if reason:
         raise MeshProblem(f"{reason}.")
     _require_backend()
-    if not bpy.app.background:  # headless, the stored seed counts: a script gives the same result twice
+    if seed is not None:
+        obj.patina.seed = obj.patina.rolled_seed = seed
+    elif not bpy.app.background:  # headless, the stored seed counts: a script gives the same result twice
         settings.roll_seed(obj)
-    request = settings.request_for(obj, context.scene, preferences.device())
-    slot = obj.active_material_index if obj.patina.cover == "SLOT" and len(obj.material_slots) > 1 else None
+    on_it = variants.current(obj)
+    origin = variants.find(obj, start) if start else None
+    request = settings.request_for(obj, context.scene, preferences.device(), refine=bool(start))
+    if slot is None and obj.patina.cover == "SLOT" and len(obj.material_slots) > 1:
+        slot = obj.active_material_index
+    if origin is not None:
+        slot = None if origin.slot < 0 else origin.slot
     run = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    interrupted.thin(preferences.data_folder() / "jobs")
     folder = protocol.JobFolder(preferences.data_folder() / "jobs" / run)
     folder.path.mkdir(parents=True)
     with contextlib.ExitStack() as undo:
-        uv_layer, own_uvs, arrays, note = _geometry(context, obj, slot, folder, undo)
+        uv_layer, own_uvs, arrays, note = geometry(context, obj, slot, folder, undo, limited=bool(start))
+        if start:
+            request = refine.prepare(obj, origin, folder, uv_layer, request)
         mesh_io.write(folder.mesh, arrays)
         folder.write_request(request)
         output = output or images.new_folder(output_root(), obj.name)
+        if own_uvs is not None:
+            images.replace_file(own_uvs, output / variants.UVS)
+        elif origin is not None and (origin_uvs := variants.folder_of(origin) / variants.UVS).is_file():
+            images.replace_file(origin_uvs, output / variants.UVS)
         place = Place(
             run=run,
             object_name=obj.name,
@@ -63,12 +110,31 @@ def begin(
             own_uvs=own_uvs,
             slot=slot,
             request=request,
+            parent=start,
+            before=on_it.run if on_it is not None else "",
         )
-        placing.put(place, obj, output)
-        undo.callback(material.restore, obj)
+        if start:  # what it begins from, until there is something to see
+            for name in protocol.MAP_NAMES:
+                images.replace_file(folder.start / f"{name}.png", images.map_file(output, name))
+        placing.put(place, obj, output, show)
+        undo.callback(variants.forget, obj, run)
+        undo.callback(_put_back, place, obj)
+        interrupted.note(place, folder, output)
         session.begin(jobs.Job(place, folder, output))
-        session.status.warnings = note
+        if session.job is not None and session.job.place.run == run:
+            session.status.warnings = note
         undo.pop_all()
+
+
+def _put_back(place: Place, obj: bpy.types.Object) -> None:
+    """Show what was on the object before this run: another variant, or what was there before Patina."""
+    if not material.is_on(obj, place.run):
+        return
+    before = variants.find(obj, place.before) if place.before else None
+    if before is not None and before.material is not None:
+        material.put_on(obj, before.material, place.slot)
+    else:
+        material.restore(obj, place.slot)
 
 
 def apply_result(session: jobs.Session, obj: bpy.types.Object) -> None:
@@ -80,16 +146,83 @@ def apply_result(session: jobs.Session, obj: bpy.types.Object) -> None:
     session.status.message = "Applied."
 
 
+def chosen_objects(context: bpy.types.Context) -> list[bpy.types.Object]:
+    """The active object first, then the other selected mesh objects."""
+    others = [obj for obj in context.selected_objects if obj.type == "MESH" and obj != context.object]
+    return [context.object, *sorted(others, key=lambda obj: obj.name)]
+
+
+def runs_of(obj: bpy.types.Object) -> list[dict]:
+    """The arguments of `begin` for each set of maps that the object's Cover asks for."""
+    if obj.patina.cover != "EACH" or len(obj.material_slots) < 2:
+        return [{}]
+    used = np.empty(len(obj.data.polygons), np.int32)
+    obj.data.polygons.foreach_get("material_index", used)
+    return [{"slot": int(index)} for index in np.unique(used) if index < len(obj.material_slots)] or [{}]
+
+
+def forget_waiting(session: jobs.Session) -> None:
+    """Take the queue apart, and what was made on the objects for it."""
+    for job in session.drop_waiting():
+        obj = placing.find_object(job.place)
+        if obj is not None:
+            _put_back(job.place, obj)
+            made = variants.find(obj, job.place.run)
+            if made is not None and made.material is not None:
+                bpy.data.materials.remove(made.material)
+            variants.forget(obj, job.place.run)
+        for image in list(images.find(job.place.run).values()):
+            bpy.data.images.remove(image)
+        for name in (*(f"{name}.png" for name in protocol.MAP_NAMES), variants.UVS):
+            (job.output / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            job.output.rmdir()
+
+
+def object_of(left: interrupted.Left) -> bpy.types.Object | None:
+    """The object in the open file that a job was left for."""
+    for obj in bpy.data.objects:
+        if obj.type == "MESH" and variants.find(obj, left.place.run) is not None:
+            return obj
+    named = bpy.data.objects.get(left.place.object_name)
+    same_file = left.place.blend_file == bpy.data.filepath
+    return named if same_file and named is not None and named.type == "MESH" else None
+
+
+def take_up(session: jobs.Session, left: interrupted.Left) -> None:
+    """Go on with a job that was left, or take its result if it is done. Raises one of PROBLEMS."""
+    obj = object_of(left)
+    if obj is None:
+        where = f" in {left.place.blend_file}" if left.place.blend_file else ""
+        raise MeshProblem(f"This run belongs to {left.place.object_name}{where}. Open that file first.")
+    _require_backend()
+    place = dataclasses.replace(left.place, object_uid=obj.session_uid, object_name=obj.name)
+    left.output.mkdir(parents=True, exist_ok=True)
+    if left.ending == "done":
+        interrupted.show_what_is_done(left)
+    variant = variants.find(obj, place.run)
+    if variant is None or variant.material is None or len(images.find(place.run)) < len(protocol.MAP_NAMES):
+        placing.put_again(place, obj, left.output)
+    elif not material.is_on(obj, place.run):
+        placing.show(obj, variant)
+    if left.ending == "done":
+        for name, image in images.find(place.run).items():
+            images.show(image, images.map_file(left.output, name))
+        interrupted.took(left.folder)
+    else:
+        session.begin(jobs.Job(place, left.folder, left.output))
+
+
 def take_back(session: jobs.Session, obj: bpy.types.Object) -> None:
     """After a headless run that failed: the old material again, and no start files where the maps should be."""
     job = session.ended
     if job is None or not isinstance(job.outcome, protocol.Failed):
         return
-    if material.is_on(obj, job.place.run):
-        material.restore(obj)
+    _put_back(job.place, obj)
+    variants.forget(obj, job.place.run)
     if not job.shown:
-        for name in protocol.MAP_NAMES:
-            images.map_file(job.output, name).unlink(missing_ok=True)
+        for name in (*(f"{name}.png" for name in protocol.MAP_NAMES), variants.UVS):
+            (job.output / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: it was there before
             job.output.rmdir()
 
@@ -107,20 +240,23 @@ def unsaved_root() -> Path:
 
 def _require_backend() -> None:
     """The backend is installed, or may be downloaded. Raises SettingsProblem."""
-    if environment.environment_ready(preferences.data_folder() / "backend-env") or bpy.app.online_access:
+    ready = environment.environment_ready(preferences.data_folder() / "backend-env")
+    if ready or bpy.app.online_access or preferences.wheels() is not None:
         return
     raise settings.SettingsProblem(
         "Patina must install its backend once, and Blender may not go online. "
-        "Allow it in Preferences > System > Network, or choose a Python that has it with PATINA_PYTHON."
+        "Allow it in Preferences > System > Network, give a folder of wheels in Patina's preferences, "
+        "or choose a Python that has it with PATINA_PYTHON."
     )
 
 
-def _geometry(
+def geometry(
     context: bpy.types.Context,
     obj: bpy.types.Object,
     slot: int | None,
     folder: protocol.JobFolder,
     undo: contextlib.ExitStack,
+    limited: bool = False,
 ) -> tuple[str, Path | None, dict[str, np.ndarray], str]:
     """UV layer, the file of the UVs made for it (if any were), the arrays of mesh.npz, a note for the panel."""
     with mesh_io.evaluated(context, obj) as shown:
@@ -128,7 +264,7 @@ def _geometry(
             raise MeshProblem(f"{obj.name} has no faces. Add some, or check its modifiers.")
         uv_layer, note = mesh_io.choose_uv_layer(obj, shown, slot)
         if uv_layer:
-            return uv_layer, None, mesh_io.read(obj, shown, uv_layer, slot), note
+            return uv_layer, None, mesh_io.read(obj, shown, uv_layer, slot, limited), note
     uvs = unwrap.unwrap(context, obj)
     uv_layer = unwrap.add_layer(obj.data, uvs)
     undo.callback(_remove_layer, obj.data, uv_layer)
@@ -142,7 +278,7 @@ def _geometry(
                 f"{obj.name} has no usable UVs and unwrapping it did not help: {problem}. "
                 "Apply its modifiers or unwrap it by hand."
             )
-        arrays = mesh_io.read(obj, shown, uv_layer, slot)
+        arrays = mesh_io.read(obj, shown, uv_layer, slot, limited)
     return uv_layer, own_uvs, arrays, f"New UV layer {uv_layer}, because {note}."
 
 

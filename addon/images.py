@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import struct
-import zlib
 from pathlib import Path
 
 import bpy
+import numpy as np
 
-from . import protocol
+from . import png, protocol
 
 RUN_KEY, MAP_KEY = "patina_run", "patina_map"
 # A plain start for each map, 0..255 as stored: mid grey, no metal, half rough, no bumps.
@@ -45,7 +44,8 @@ def write_plain(folder: Path) -> None:
     """The four start files, where there are none yet. Raises OSError."""
     for name in protocol.MAP_NAMES:
         if not map_file(folder, name).exists():
-            protocol.write_beside(map_file(folder, name), _plain_png(_PLAIN[name]))
+            plain = np.full((_PLAIN_SIZE, _PLAIN_SIZE, len(_PLAIN[name])), _PLAIN[name], np.uint8)
+            protocol.write_beside(map_file(folder, name), png.encode(plain))
 
 
 def load(folder: Path, run: str, object_name: str) -> dict[str, bpy.types.Image]:
@@ -76,6 +76,19 @@ def find(run: str) -> dict[str, bpy.types.Image]:
     return {image[MAP_KEY]: image for image in bpy.data.images if image.get(RUN_KEY) == run and MAP_KEY in image}
 
 
+def texels(image: bpy.types.Image) -> np.ndarray:
+    """What the image shows now: (H, W, C) in 0..1 as stored, row 0 at the top; C is 1 or 3. Raises RuntimeError."""
+    width, height = image.size
+    if not width or not height:
+        raise RuntimeError(f"The image {image.name} cannot be read: {bpy.path.abspath(image.filepath)}")
+    values = np.empty(width * height * image.channels, np.float32)
+    image.pixels.foreach_get(values)
+    values = values.reshape(height, width, image.channels)[::-1]
+    if image.is_float and not image.colorspace_settings.is_data:  # Blender decodes those when it reads them
+        values = np.where(values <= 0.0031308, values * 12.92, 1.055 * np.clip(values, 0, None) ** (1 / 2.4) - 0.055)
+    return values[..., :1] if image.get(MAP_KEY) in ("metallic", "roughness") else values[..., :3]
+
+
 def replace_file(source: Path, target: Path) -> None:
     """Put a copy of `source` in the place of `target` in one step. Raises OSError."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -95,14 +108,3 @@ def show(image: bpy.types.Image, file: Path) -> None:
         content = file.read_bytes()
         image.pack(data=content, data_len=len(content))
     image.reload()
-
-
-def _plain_png(color: tuple[int, ...]) -> bytes:
-    """A small PNG of one colour, grey or RGB."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", _PLAIN_SIZE, _PLAIN_SIZE, 8, 2 if len(color) == 3 else 0, 0, 0, 0)
-    rows = (b"\0" + bytes(color) * _PLAIN_SIZE) * _PLAIN_SIZE
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

@@ -8,17 +8,28 @@ none while Blender renders or bakes; material and images are made by `placing`, 
 from __future__ import annotations
 
 import contextlib
-import functools
+import json
+import shutil
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import bpy
-import bpy.utils.previews
-
-from . import environment, images, placing, preferences, protocol, status, worker
+from . import (
+    environment,
+    images,
+    interrupted,
+    pictures,
+    placing,
+    preferences,
+    protocol,
+    status,
+    tasks,
+    variants,
+    worker,
+)
 from .placing import Place
+from .rendering import blender_is_rendering as _blender_is_rendering
 
 TICK_S = 0.1
 PUBLISH_S = 0.4  # the sidebar is drawn anew that often at most: on a weak machine more would swallow clicks
@@ -27,7 +38,6 @@ _EVENT_GIVE_UP_S = 900.0  # signs of life, but nothing happens
 _END_GIVE_UP_S = 12.0  # asked to end, terminated, killed: longer than `worker` takes for that
 _BYTES_A_TICK = 1 << 16  # of events: a flood takes several ticks, none of them long
 _MOST_WARNINGS = 12
-_BLENDER_JOBS = ("RENDER", "OBJECT_BAKE", "OBJECT_BAKE_TEXTURE", "COMPOSITE")
 
 
 @dataclass
@@ -40,27 +50,34 @@ class Job:
     attempt: protocol.AttemptFolder | None = None
     offset: int = 0  # read so far in events.jsonl
     pending: dict[str, Path] = field(default_factory=dict)  # map files to show, one a tick
+    picture: Path | None = None  # of the object, to show with them
     outcome: protocol.Event | None = None  # the terminal event, once there is one
     giving_up: protocol.Failed | None = None  # the process is being ended for this reason
     cancelling: bool = False
+    pausing: bool = False
     last_event: float = field(default_factory=time.monotonic)
     report: Path | None = None
     shown: bool = False  # at least one map of the backend has reached `output`
 
 
 class Session:
-    """What one Blender runs: at most one backend process, one environment being built, one job."""
+    """What one Blender runs: at most one backend process, one environment being built, one job; others wait."""
 
     def __init__(self, package_root: Path) -> None:
         self.package_root = package_root
         self.status = status.Status()
         self.job: Job | None = None
+        self.waiting: list[Job] = []
+        self.left: list[interrupted.Left] = []  # jobs of other days, or paused
         self.ended: Job | None = None  # the last one
         self.result: Job | None = None  # ended, its maps are not on the object
-        self.thumbnails = bpy.utils.previews.new()
-        self.thumbnail_file: Path | None = None
+        self.pictures = pictures.Pictures()
+        self.ready = False  # is the backend installed? As of the last look around
+        self.task: tasks.Install | tasks.Command | None = None  # what is done beside runs, or was last
+        self.models: list[dict] = []  # as `backend models list --json` told
         self._build: environment.EnvironmentBuild | None = None
         self._worker: worker.Worker | None = None
+        self._leaving: worker.Worker | None = None  # asked to end, may take a moment
         self._published = 0.0
 
     @property
@@ -68,19 +85,55 @@ class Session:
         return self.job is not None
 
     def begin(self, job: Job) -> None:
-        """Take over a job whose folder is complete; `tick` does the rest. The result of an earlier run is let go."""
+        """Take over a job whose folder is complete; `tick` does the rest. While another runs, it waits its turn.
+
+        The result of an earlier run is let go.
+        """
+        if self.busy:
+            self.waiting.append(job)
+            self.status.queued = len(self.waiting)
+            status.publish(self.status)
+            return
         self.result = None
         self.status = status.Status(busy=True, can_cancel=True, object_name=job.place.object_name)
+        self.status.run, self.status.queued = job.place.run, len(self.waiting)
         self.status.stage = "Starting the backend"
-        self.thumbnail_file = None
-        home = preferences.data_folder() / "backend-env"
-        if not environment.environment_ready(home):
-            pythons = environment.python_candidates(preferences.preferred_python(), _blender_python())
-            self._build = environment.EnvironmentBuild(home, pythons)
+        job.last_event = time.monotonic()
+        if not environment.environment_ready(preferences.data_folder() / "backend-env"):
+            self._build = new_build()
         else:
             self._start(job)
         self.job = job
         status.publish(self.status)
+
+    def pause(self) -> None:
+        """Have the run save its state and end; the backend process ends too, so that its memory is free."""
+        job = self.job
+        if job is None or job.attempt is None or job.cancelling or job.pausing:
+            return
+        job.pausing = True
+        self.status.can_cancel = self.status.can_pause = False
+        self.status.stage = "Pausing"
+        protocol.append_line(job.attempt.control, protocol.Pause())
+        status.publish(self.status)
+
+    def drop_waiting(self) -> list[Job]:
+        """Take all jobs that wait out of the queue, with their folders."""
+        dropped, self.waiting = self.waiting, []
+        for job in dropped:
+            shutil.rmtree(job.folder.path, ignore_errors=True)
+        self.status.queued = 0
+        return dropped
+
+    def busy_runs(self) -> set[str]:
+        """The runs that are under way or wait."""
+        return {job.place.run for job in (self.job, *self.waiting) if job is not None}
+
+    def look_around(self) -> None:
+        """What is on the disk: the backend, pictures of variants, jobs that were left. Not for `draw`."""
+        self.ready = environment.environment_ready(preferences.data_folder() / "backend-env")
+        self.left = interrupted.find(preferences.data_folder() / "jobs", self.busy_runs())
+        self.pictures.look_around()
 
     def cancel(self) -> None:
         """End the run; what was made so far stays. Returns at once."""
@@ -88,7 +141,7 @@ class Session:
         if job is None or job.cancelling:
             return
         job.cancelling = True
-        self.status.can_cancel = False
+        self.status.can_cancel = self.status.can_pause = False
         self.status.stage = "Cancelling"
         if self._build is not None:
             self._build.cancel()
@@ -100,15 +153,21 @@ class Session:
         """Blender ends or the add-on is disabled: a running job checkpoints and pauses, the process ends."""
         if self._build is not None:
             self._build.cancel()
-        if self._worker is not None:
-            self._worker.stop()
+        if self.task is not None and not self.task.finished:
+            self.task.cancel()
+        for process in (self._worker, self._leaving):
+            if process is not None:
+                process.stop()
         self.job = self._build = self._worker = None
-        bpy.utils.previews.remove(self.thumbnails)
+        self.waiting = []
+        self.pictures.close()
 
     def tick(self) -> None:
         """Go on a little; call about ten times a second while `busy`. Raises nothing but programming errors."""
         if self._worker is not None:
             self._worker.tick()
+        if self.task is not None and not self.task.finished:
+            self._tick_task()
         job = self.job
         if job is None:
             return
@@ -129,6 +188,22 @@ class Session:
         if self.job is not None and time.monotonic() - self._published > PUBLISH_S:
             self._published = time.monotonic()
             status.publish(self.status)
+
+    @property
+    def has_work(self) -> bool:
+        """Is there anything that `tick` must go on with?"""
+        return self.busy or (self.task is not None and not self.task.finished)
+
+    def _tick_task(self) -> None:
+        self.task.tick()
+        if self.task.finished and not self.task.error and "--json" in getattr(self.task, "words", ()):
+            with contextlib.suppress(ValueError):
+                self.models = json.loads(self.task.output())
+        if self.task.finished:
+            self.ready = environment.environment_ready(preferences.data_folder() / "backend-env")
+        if self.task.finished or time.monotonic() - self._published > PUBLISH_S:
+            self._published = time.monotonic()
+            status.redraw(preferences_too=True)
 
     # --- starting ---
 
@@ -182,20 +257,22 @@ class Session:
         shown = self.status
         if isinstance(event, protocol.Started):
             shown.total_steps, shown.stage = event.total_steps, f"Running on {event.device}"
+            shown.can_pause = not job.pausing and not job.cancelling
         elif isinstance(event, protocol.Progress):
-            if not job.cancelling:
+            if not job.cancelling and not job.pausing:
                 shown.stage = event.stage
             shown.step, shown.total_steps = event.step, event.total_steps
             shown.fraction = min(max(event.fraction, 0.0), 1.0)
             shown.seconds_left = -1.0 if event.seconds_left is None else event.seconds_left
         elif isinstance(event, protocol.Preview):
             job.pending = _map_files(job, event.maps)
+            job.picture = job.folder.preview_picture(event.number)
         elif isinstance(event, protocol.Warning):
             lines = [*shown.warnings.splitlines(), " ".join(event.message.split())]
             shown.warnings = "\n".join(dict.fromkeys(lines[:_MOST_WARNINGS]))
         elif isinstance(event, protocol.TERMINAL_EVENTS):
             if isinstance(event, protocol.Done | protocol.Cancelled) and event.maps:
-                job.pending = _map_files(job, event.maps)
+                job.pending, job.picture = _map_files(job, event.maps), job.folder.picture
             if isinstance(event, protocol.Done):
                 job.report = _inside(job, event.report)
             job.outcome = event
@@ -221,6 +298,14 @@ class Session:
                 f"The backend has done nothing for {status.duration(_EVENT_GIVE_UP_S)} and was ended.",
                 "Press Generate to try again, with a smaller texture size if it happens again.",
             )
+
+    def end_worker(self) -> None:
+        """End the resident backend process, and with it all memory it holds; the next run starts another."""
+        if self._leaving is not None:
+            self._leaving.stop(0.0)
+        self._leaving, self._worker = self._worker, None
+        if self._leaving is not None:
+            self._leaving.close()
 
     def _ended_without_a_word(self, job: Job) -> None:
         if job.cancelling:
@@ -266,22 +351,32 @@ class Session:
             self.status.note = ""
         elif job.outcome is None:
             self.status.note = "Its material was undone, removed or painted on. The run goes on; Apply brings it back."
-        if name == "base_color":
-            self.thumbnail_file = target
-            self.thumbnails.clear()
-            # Asking for the size has it read now: read in the background it flickers at every preview.
-            _ = self.thumbnails.load("base_color", str(target), "IMAGE").image_size[0]
+        if not job.pending:
+            self._show_picture(job)
+
+    def _show_picture(self, job: Job) -> None:
+        if job.picture is None or not job.picture.is_file():
+            return
+        target = job.output / variants.PICTURE
+        try:
+            images.replace_file(job.picture, target)
+        except FileNotFoundError:
+            return  # a newer one has replaced it
+        job.picture = None
+        self.pictures.read(job.place.run, target)
+        self.pictures.latest = job.place.run
 
     def _finish(self, job: Job, outcome: protocol.Event | None = None) -> None:
         outcome = outcome or job.outcome
         old = self.status
         shown = self.status = status.Status(
-            object_name=job.place.object_name, warnings=old.warnings, log=old.log, step=old.step
+            object_name=job.place.object_name, warnings=old.warnings, log=old.log, step=old.step, run=job.place.run
         )
         attached = bool(placing.attached_images(job.place))
         if isinstance(outcome, protocol.Done):
             if job.report is not None and job.report.is_file():
-                images.replace_file(job.report, job.output / "report.json")
+                images.replace_file(job.report, job.output / variants.REPORT)
+            interrupted.took(job.folder)
             shown.message = "The maps are done."
             if not attached:
                 shown.message = "The maps are done, but the material was undone or removed."
@@ -289,15 +384,27 @@ class Session:
         elif isinstance(outcome, protocol.Cancelled):
             shown.message = "Cancelled. What was made so far stays until the next run."
         elif isinstance(outcome, protocol.Paused):
-            shown.level, shown.message = status.WARNING, f"The run was paused ({outcome.reason})."
-            shown.hint = "Press Generate to start again."
+            shown.message = f"Paused at {old.fraction:.0%}. Its memory is free again."
+            shown.hint = "It can be resumed at any time, also after Blender was closed."
+            self.end_worker()
         else:
+            if job.attempt is None:  # the backend cannot be started: neither for those that wait
+                self.drop_waiting()
             shown.level, shown.message, shown.hint = status.ERROR, outcome.message, outcome.hint
+            if outcome.kind == "out_of_memory":
+                shown.fix = "smaller"
+            elif job.attempt is None or "Repair the backend" in outcome.hint:
+                shown.fix = "repair"
         if not attached and job.shown:
             self.result, shown.waiting_result = job, job.place.object_name
         job.outcome = outcome
+        if isinstance(outcome, protocol.Cancelled | protocol.Failed):
+            (job.folder.path / interrupted.PLACE).unlink(missing_ok=True)
         self.job, self.ended = None, job
         status.publish(shown)
+        if self.waiting and not isinstance(outcome, protocol.Paused):
+            self.begin(self.waiting.pop(0))
+        self.look_around()
 
 
 _KEPT = "Free some space or choose another folder. What was made so far is kept in the job folder."
@@ -323,20 +430,9 @@ def _map_files(job: Job, maps: dict[str, str]) -> dict[str, Path]:
     return {name: _inside(job, maps[name]) for name in protocol.MAP_NAMES if name in maps}
 
 
-def _blender_is_rendering() -> bool:
-    return any(bpy.app.is_job_running(kind) for kind in _BLENDER_JOBS if kind in _known_jobs())
-
-
-@functools.cache
-def _known_jobs() -> frozenset[str]:
-    """The job types this Blender knows; an unknown one would raise at every tick."""
-    known = set()
-    for kind in _BLENDER_JOBS:
-        with contextlib.suppress(TypeError, ValueError):
-            bpy.app.is_job_running(kind)
-            known.add(kind)
-    return frozenset(known)
-
-
-def _blender_python() -> Path | None:
-    return Path(sys.executable) if sys.executable else None
+def new_build() -> environment.EnvironmentBuild:
+    """The installation of the backend, as the preferences want it."""
+    own = Path(sys.executable) if sys.executable else None
+    pythons = environment.python_candidates(preferences.preferred_python(), own)
+    home = preferences.data_folder() / "backend-env"
+    return environment.EnvironmentBuild(home, pythons, wheels=preferences.wheels())

@@ -59,8 +59,8 @@ def build(
     return material
 
 
-def put_on(obj: bpy.types.Object, material: bpy.types.Material, slot: int | None, run: str) -> None:
-    """Give the object's slots (or the one) the material and keep what they held.
+def put_on(obj: bpy.types.Object, material: bpy.types.Material, slot: int | None) -> None:
+    """Give the object's slots (or the one) the material and keep what they held, unless that is Patina's own.
 
     Mesh data with other users is left alone: the slot is linked to the object then.
     """
@@ -71,12 +71,18 @@ def put_on(obj: bpy.types.Object, material: bpy.types.Material, slot: int | None
     for index, place in enumerate(obj.material_slots):
         if slot not in (None, index):
             continue
-        kept = obj.patina.kept_slots.add()
-        kept.run, kept.slot, kept.link, kept.added = run, index, place.link, added
+        kept = next((kept for kept in obj.patina.kept_slots if kept.slot == index), None)
+        if kept is None or not _is_ours(place.material):
+            kept = kept or obj.patina.kept_slots.add()
+            kept.slot, kept.link, kept.added = index, place.link, added
+            kept.material = place.material
         if shared:
             place.link = "OBJECT"
-        kept.material = place.material
         place.material = material
+
+
+def _is_ours(material: bpy.types.Material | None) -> bool:
+    return material is not None and RUN_KEY in material
 
 
 def is_on(obj: bpy.types.Object, run: str) -> bool:
@@ -88,13 +94,12 @@ def can_restore(obj: bpy.types.Object | None) -> bool:
     return obj is not None and len(obj.patina.kept_slots) > 0
 
 
-def restore(obj: bpy.types.Object) -> None:
-    """Take the last run's material off again. Slots whose material was changed since are restored as well."""
+def restore(obj: bpy.types.Object, slot: int | None = None) -> None:
+    """Give the slots (or the one) what they held before Patina, even those whose material was changed since."""
     kept_slots = obj.patina.kept_slots
-    run = kept_slots[-1].run
     for index in reversed(range(len(kept_slots))):
         kept = kept_slots[index]
-        if kept.run != run:
+        if slot not in (None, kept.slot):
             continue
         if kept.slot < len(obj.material_slots):
             place = obj.material_slots[kept.slot]
@@ -103,6 +108,8 @@ def restore(obj: bpy.types.Object) -> None:
                 if kept.link == "DATA":
                     place.material = None
                 place.link = kept.link
+                if _is_ours(place.material) and obj.data.users == 1:
+                    place.material = kept.material
             if kept.added and obj.data.users == 1 and len(obj.material_slots) == 1 and place.material is None:
                 obj.data.materials.clear()
         kept_slots.remove(index)

@@ -14,7 +14,7 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from . import protocol, uv_check
+from . import limits, protocol, uv_check
 
 
 class MeshProblem(ValueError):
@@ -41,6 +41,8 @@ def refusal(obj: bpy.types.Object | None) -> str:
 @contextlib.contextmanager
 def evaluated(context: bpy.types.Context, obj: bpy.types.Object) -> Iterator[bpy.types.Mesh]:
     """The mesh with modifiers, as the viewport shows it; gone when the block ends."""
+    if obj.data.library is None:
+        obj.data.update_tag()  # scripts take UV layers away without telling
     graph = context.evaluated_depsgraph_get()
     graph.update()
     shown = obj.evaluated_get(graph)
@@ -52,6 +54,7 @@ def evaluated(context: bpy.types.Context, obj: bpy.types.Object) -> Iterator[bpy
 
 def choose_uv_layer(obj: bpy.types.Object, shown: bpy.types.Mesh, slot: int | None) -> tuple[str, str]:
     """The name of the first usable UV layer (the render layer is asked first) and a note, else "" and the reason.
+    Raises MeshProblem for UDIM tiles.
 
     Overlap counts on the base mesh: copies that modifiers make share the texture, and no unwrap could change that.
     """
@@ -66,14 +69,30 @@ def choose_uv_layer(obj: bpy.types.Object, shown: bpy.types.Mesh, slot: int | No
         by_modifiers = report.overlap and obj.modifiers and len(base.polygons) and layer.name in base.uv_layers
         if by_modifiers and uv_check.usability(*_uvs_and_areas(base, layer.name, slot)).usable:
             return layer.name, "Copies made by modifiers share one texture."
+        tiles = uv_check.udim_tiles(_uvs_and_areas(shown, layer.name, slot)[0]) if _shows_tiles(obj) else []
+        if tiles:
+            raise MeshProblem(
+                f"UV layer {layer.name} of {obj.name} lies on the UDIM tiles {', '.join(map(str, tiles))}, and Patina "
+                "fills one square. Add a UV layer with all islands in one square and make it the one for rendering, "
+                "or texture the tiles' faces one by one with Cover set to Active Slot."
+            )
         reasons.append(f"UV layer {layer.name} {report.reason}")
     return "", "; ".join(reasons) or "there are no UVs"
 
 
-def read(obj: bpy.types.Object, shown: bpy.types.Mesh, uv_layer: str, slot: int | None) -> dict[str, np.ndarray]:
-    """The arrays of `protocol.MESH_ARRAYS` of an evaluated mesh. Raises MeshProblem.
+def _shows_tiles(obj: bpy.types.Object) -> bool:
+    """Is there an image of UDIM tiles in one of the object's materials?"""
+    materials = [place.material for place in obj.material_slots if place.material and place.material.node_tree]
+    nodes = (node for material in materials for node in material.node_tree.nodes)
+    return any(getattr(node, "image", None) is not None and node.image.source == "TILED" for node in nodes)
 
-    `slot`: only the faces of this material slot may change; None: all.
+
+def read(
+    obj: bpy.types.Object, shown: bpy.types.Mesh, uv_layer: str, slot: int | None, limited: bool = False
+) -> dict[str, np.ndarray]:
+    """The arrays of `protocol.MESH_ARRAYS` of an evaluated mesh. Raises MeshProblem, LimitsProblem.
+
+    `slot`: only the faces of this material slot may change; None: all. `limited`: the object's limits bind as well.
     """
     triangles = _triangles(shown)
     if not len(triangles.loops):
@@ -103,6 +122,9 @@ def read(obj: bpy.types.Object, shown: bpy.types.Mesh, uv_layer: str, slot: int 
         "material_slot": triangles.slot,
         "face_mask": np.full(len(corners), True) if slot is None else triangles.slot == slot,
     }
+    region = limits.face_mask(obj, shown) if limited else None
+    if region is not None:
+        arrays["face_mask"] = arrays["face_mask"] & region
     if not arrays["face_mask"].any():
         raise MeshProblem("No face uses the active material slot. Assign some faces to it, or cover the whole object.")
     return {

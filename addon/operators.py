@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import bpy
 
-from . import generate, material, mesh_io, placing, session, status
+from . import generate, interrupted, material, mesh_io, placing, protocol, session, status, variants
 
 
 class PATINA_OT_generate(bpy.types.Operator):
-    """Make a PBR material for the active object from its prompt"""
+    """Make a PBR material for each selected mesh object from its prompt; objects without one take the active's"""
 
     bl_idname = "patina.generate"
     bl_label = "Generate"
@@ -23,27 +23,69 @@ class PATINA_OT_generate(bpy.types.Operator):
         return not reason
 
     def execute(self, context):
-        running, obj = session.current(), context.object
+        prompt = context.object.patina.prompt
+        chosen = [obj for obj in generate.chosen_objects(context) if not mesh_io.refusal(obj)]
+        for obj in chosen:
+            if not obj.patina.prompt.strip():
+                obj.patina.prompt = prompt
+        return start_all(self, context, [(obj, run) for obj in chosen for run in generate.runs_of(obj)])
+
+
+def start_all(operator: bpy.types.Operator, context: bpy.types.Context, runs: list[tuple]) -> set[str]:
+    """Begin the runs (object, arguments of generate.begin) one behind the other; headless, wait for each."""
+    running, begun, problems = session.current(), 0, []
+    for obj, arguments in runs:
         try:
-            generate.begin(context, obj, running)
+            generate.begin(context, obj, running, **arguments)
         except generate.PROBLEMS as error:
-            return _failed(self, running, str(error))
+            problems.append(str(error))
+            continue
+        begun += 1
         if not bpy.app.background:
-            session.keep_ticking()
-            return {"FINISHED"}
+            continue
         shown = session.run_to_end(running)
         if shown.level == status.ERROR:
             generate.take_back(running, obj)
-            self.report({"ERROR"}, status.sentence(shown))
-            return {"CANCELLED"}
-        return {"FINISHED"}
+            problems.append(status.sentence(shown))
+            begun -= 1
+    if not begun:
+        return failed(operator, running, " ".join(problems))
+    for sentence in problems:
+        operator.report({"WARNING"}, sentence)
+    if not bpy.app.background:
+        running.pictures.look_around()
+        session.keep_ticking()
+    return {"FINISHED"}
+
+
+class PATINA_OT_retry_smaller(bpy.types.Operator):
+    """Free the backend's memory and try again with maps of half the size, as a draft"""
+
+    bl_idname = "patina.retry_smaller"
+    bl_label = "Retry Smaller"
+    bl_options = {"UNDO"}
+
+    @classmethod
+    def poll(cls, context):
+        reason = generate.refusal(session.current(), context.object)
+        if reason:
+            cls.poll_message_set(reason)
+        return not reason
+
+    def execute(self, context):
+        how = context.scene.patina
+        how.texture_size = str(max(int(how.texture_size) // 2, min(protocol.TEXTURE_SIZES)))
+        how.quality = "draft"
+        session.current().end_worker()
+        return start_all(self, context, [(context.object, {})])
 
 
 class PATINA_OT_cancel(bpy.types.Operator):
-    """End the run; the maps made so far stay until the next run"""
+    """End the run and those that wait for it; the maps made so far stay until the next run"""
 
     bl_idname = "patina.cancel"
     bl_label = "Cancel"
+    bl_options = {"UNDO"}
 
     @classmethod
     def poll(cls, _context):
@@ -57,12 +99,87 @@ class PATINA_OT_cancel(bpy.types.Operator):
         return True
 
     def execute(self, _context):
-        session.current().cancel()
+        running = session.current()
+        generate.forget_waiting(running)
+        running.cancel()
+        return {"FINISHED"}
+
+
+class PATINA_OT_pause(bpy.types.Operator):
+    """Save the run's state, end it and free all its memory; Resume goes on, even after Blender was closed"""
+
+    bl_idname = "patina.pause"
+    bl_label = "Pause"
+
+    @classmethod
+    def poll(cls, _context):
+        if not session.current().status.can_pause:
+            cls.poll_message_set("Nothing is running that can be paused just now")
+            return False
+        return True
+
+    def execute(self, _context):
+        running = session.current()
+        try:
+            running.pause()
+        except OSError as error:
+            return failed(self, running, f"The run cannot be paused: {error.strerror or error}.")
+        return {"FINISHED"}
+
+
+class PATINA_OT_resume(bpy.types.Operator):
+    """Go on with this run where it was left, or take its result if it came to its end without Blender"""
+
+    bl_idname = "patina.resume"
+    bl_label = "Resume"
+    bl_options = {"UNDO"}
+    run: bpy.props.StringProperty(options={"SKIP_SAVE", "HIDDEN"})  # noqa: F722, F821
+
+    @classmethod
+    def poll(cls, _context):
+        if session.current().busy:
+            cls.poll_message_set("Wait for the end of the run")
+            return False
+        return True
+
+    def execute(self, _context):
+        running = session.current()
+        left = next((left for left in running.left if left.place.run == self.run), None)
+        try:
+            if left is None:
+                raise variants.VariantProblem("This run is gone.")
+            generate.take_up(running, left)
+        except generate.PROBLEMS as error:
+            return failed(self, running, str(error))
+        running.look_around()
+        if bpy.app.background and running.busy:
+            session.run_to_end(running)
+        session.keep_ticking()
+        return {"FINISHED"}
+
+
+class PATINA_OT_discard(bpy.types.Operator):
+    """Give this run up: what is needed to go on with it is deleted; the maps it has shown stay"""
+
+    bl_idname = "patina.discard"
+    bl_label = "Discard"
+    run: bpy.props.StringProperty(options={"SKIP_SAVE", "HIDDEN"})  # noqa: F722, F821
+
+    def invoke(self, context, event):
+        return context.window_manager.invoke_confirm(self, event)
+
+    def execute(self, _context):
+        running = session.current()
+        for left in running.left:
+            if left.place.run == self.run:
+                interrupted.discard(left)
+        running.look_around()
+        status.redraw()
         return {"FINISHED"}
 
 
 class PATINA_OT_revert(bpy.types.Operator):
-    """Give the object back the material it had before the last run"""
+    """Give the object back the material it had before Patina; the variants stay"""
 
     bl_idname = "patina.revert"
     bl_label = "Restore Old Material"
@@ -112,7 +229,7 @@ class PATINA_OT_apply(bpy.types.Operator):
         try:
             generate.apply_result(running, placing.find_object(running.result.place))
         except generate.PROBLEMS as error:
-            return _failed(self, running, str(error))
+            return failed(self, running, str(error))
         status.publish(running.status)
         return {"FINISHED"}
 
@@ -135,7 +252,7 @@ class PATINA_OT_show_textures(bpy.types.Operator):
         return {"FINISHED"}
 
 
-def _failed(operator: bpy.types.Operator, running, sentence: str) -> set[str]:
+def failed(operator: bpy.types.Operator, running, sentence: str) -> set[str]:
     """Show a problem in the panel and report it; nothing was changed."""
     running.status.level, running.status.message, running.status.hint = status.ERROR, sentence, ""
     status.publish(running.status)
@@ -145,7 +262,11 @@ def _failed(operator: bpy.types.Operator, running, sentence: str) -> set[str]:
 
 _CLASSES = (
     PATINA_OT_generate,
+    PATINA_OT_retry_smaller,
     PATINA_OT_cancel,
+    PATINA_OT_pause,
+    PATINA_OT_resume,
+    PATINA_OT_discard,
     PATINA_OT_revert,
     PATINA_OT_apply,
     PATINA_OT_show_textures,

@@ -3,23 +3,14 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import bpy
 from bpy.app.translations import pgettext_iface as _
 
-from . import generate, material, session, status
-
-_CATEGORY = "Patina"
-
-
-class _Sidebar:
-    bl_space_type = "VIEW_3D"
-    bl_region_type = "UI"
-    bl_category = _CATEGORY
+from . import generate, material, session, setup_panels, status, variants
+from .drawing import Sidebar, draw_text
 
 
-class PATINA_PT_main(_Sidebar, bpy.types.Panel):
+class PATINA_PT_main(Sidebar, bpy.types.Panel):
     bl_idname = "PATINA_PT_main"
     bl_label = "Patina"
 
@@ -30,37 +21,48 @@ class PATINA_PT_main(_Sidebar, bpy.types.Panel):
         obj, shown = context.object, context.window_manager.patina
         if obj is not None and obj.type == "MESH":
             _draw_settings(layout, obj, context.scene)
+        setup_panels.draw_missing_backend(layout)
         if shown.busy:
             _draw_run(layout, context, shown)
         else:
             _draw_generate(layout, context, obj)
         _draw_outcome(layout, context, shown)
+        _draw_left(layout, obj)
         row = layout.row(align=True)
         row.operator("patina.show_textures", icon="SHADING_TEXTURE")
         if material.can_restore(obj):
             row.operator("patina.revert", text=_("Restore Old"), icon="LOOP_BACK")
 
 
-class PATINA_PT_preview(_Sidebar, bpy.types.Panel):
+class PATINA_PT_preview(Sidebar, bpy.types.Panel):
     bl_idname = "PATINA_PT_preview"
     bl_parent_id = "PATINA_PT_main"
     bl_label = "Preview"
+    bl_order = 1
 
     @classmethod
-    def poll(cls, _context):
-        return "base_color" in session.current().thumbnails
+    def poll(cls, context):
+        return cls._icon(context) != 0
+
+    @staticmethod
+    def _icon(context) -> int:
+        """Of what runs, else of what is on the object."""
+        running = session.current()
+        now = variants.current(context.object)
+        run = running.pictures.latest if running.busy or now is None else now.run
+        return running.pictures.icon(run)
 
     def draw(self, context):
-        self.layout.template_icon(session.current().thumbnails["base_color"].icon_id, scale=8.0)
-        _text(self.layout, context, _("Base color, as laid out in the texture"))
+        self.layout.template_icon(self._icon(context), scale=7.0)
         if context.scene.view_settings.view_transform == "AgX":
-            _text(self.layout, context, _("AgX shows colors paler than they are; Standard shows them as made."))
+            draw_text(self.layout, context, _("AgX shows colors paler than they are; Standard shows them as made."))
 
 
-class PATINA_PT_advanced(_Sidebar, bpy.types.Panel):
+class PATINA_PT_advanced(Sidebar, bpy.types.Panel):
     bl_idname = "PATINA_PT_advanced"
     bl_parent_id = "PATINA_PT_main"
     bl_label = "Advanced"
+    bl_order = 9
     bl_options = {"DEFAULT_CLOSED"}
 
     def draw(self, context):
@@ -77,9 +79,10 @@ def _draw_settings(layout, obj, scene) -> None:
     column.use_property_split = False
     column.prop(obj.patina, "prompt", text="", icon="SHADING_RENDERED", placeholder=_("Prompt: rusty iron"))
     column.prop(obj.patina, "negative_prompt", text="", icon="REMOVE", placeholder=_("Not: scratches"))
-    row = layout.row()
+    row = layout.row(align=True)
     row.use_property_split = False
     row.prop(scene.patina, "quality", expand=True)
+    row.menu("PATINA_MT_presets", text="", icon="PRESET")
     column = layout.column()
     column.prop(scene.patina, "texture_size")
     column.prop(scene.patina, "pattern_scale")
@@ -96,9 +99,11 @@ def _draw_generate(layout, context, obj) -> None:
     reason = generate.refusal(session.current(), obj)
     row = column.row()
     row.scale_y = 1.4
-    row.operator("patina.generate", icon="MATERIAL")
+    several = sum(1 for other in bpy.context.selected_objects if other.type == "MESH" and other != obj) + 1
+    text = _("Generate {count} Objects").format(count=several) if several > 1 else _("Generate")
+    row.operator("patina.generate", icon="MATERIAL", text=text, translate=False)
     if reason:
-        _text(column, context, reason, "INFO")
+        draw_text(column, context, reason, "INFO")
 
 
 def _draw_run(layout, context, shown) -> None:
@@ -109,11 +114,36 @@ def _draw_run(layout, context, shown) -> None:
     column.progress(factor=shown.fraction, type="BAR", text=text)
     row = column.row()
     left = status.duration(shown.seconds_left) if shown.seconds_left >= 0 else ""
-    waiting = _("Texturing {object}").format(object=shown.object_name)
-    row.label(text=_("{time} left").format(time=left) if left else waiting)
-    row.operator("patina.cancel", icon="X")
+    texturing = _("Texturing {object}").format(object=shown.object_name)
+    row.label(text=_("{time} left").format(time=left) if left else texturing, translate=False)
+    buttons = row.row(align=True)
+    buttons.operator("patina.pause", icon="PAUSE", text="")
+    buttons.operator("patina.cancel", icon="X")
+    obj = context.object
+    if obj is not None and obj.name != shown.object_name and not generate.refusal(session.current(), obj):
+        text = _("Queue {object}").format(object=obj.name)
+        column.operator("patina.generate", icon="ADD", text=text, translate=False)
+    if shown.queued:
+        draw_text(column, context, _("{count} more waiting").format(count=shown.queued), "SORTTIME")
     if shown.note:
-        _text(column, context, shown.note, "INFO")
+        draw_text(column, context, shown.note, "INFO")
+
+
+def _draw_left(layout, obj) -> None:
+    """Runs that can be gone on with: those of this object, and how many there are of others."""
+    left = session.current().left
+    mine = [one for one in left if obj is not None and one.place.object_name == obj.name]
+    for one in mine[:4]:
+        box = layout.box().column(align=True)
+        words = {"paused": _("Paused at {share}"), "interrupted": _("Interrupted at {share}"), "done": _("Finished")}
+        box.label(text=one.place.request.prompt, translate=False, icon="RECOVER_LAST")
+        row = box.row()
+        row.label(text=words[one.ending].format(share=f"{one.fraction:.0%}"), translate=False)
+        text = _("Apply") if one.ending == "done" else _("Resume")
+        row.operator("patina.resume", text=text, translate=False, icon="PLAY").run = one.place.run
+        row.operator("patina.discard", text="", icon="TRASH").run = one.place.run
+    if len(left) > len(mine):
+        layout.label(text=_("{count} runs of other objects can be resumed").format(count=len(left) - len(mine)))
 
 
 def _draw_outcome(layout, context, shown) -> None:
@@ -121,26 +151,20 @@ def _draw_outcome(layout, context, shown) -> None:
         box = layout.box()
         box.alert = shown.level == status.ERROR
         icon = {status.ERROR: "ERROR", status.WARNING: "ERROR"}.get(shown.level, "CHECKMARK")
-        _text(box, context, shown.message, icon)
+        draw_text(box, context, shown.message, icon)
         box.alert = False
         if shown.hint:
-            _text(box, context, shown.hint)
+            draw_text(box, context, shown.hint)
+        if shown.fix == "smaller":
+            box.operator("patina.retry_smaller", icon="FULLSCREEN_EXIT")
+        elif shown.fix == "repair":
+            box.operator("patina.repair_backend", icon="TOOL_SETTINGS", text=_("Repair Backend"), translate=False)
         if shown.log:
             box.operator("wm.path_open", text=_("Open Log"), icon="TEXT").filepath = shown.log
     if shown.waiting_result:
         layout.operator("patina.apply", icon="IMPORT")
     for warning in shown.warnings.splitlines():
-        _text(layout, context, warning, "ERROR")
-
-
-def _text(layout, context, text: str, icon: str = "NONE") -> None:
-    """A sentence in as many lines as the sidebar's width needs."""
-    width = context.region.width / context.preferences.system.ui_scale if context.region else 220
-    lines = textwrap.wrap(_(text), max(16, int((width - 60) / 6.2))) or [""]
-    column = layout.column(align=True)
-    column.scale_y = 0.8
-    for index, line in enumerate(lines):
-        column.label(text=line, translate=False, icon=icon if index == 0 else ("BLANK1" if icon != "NONE" else "NONE"))
+        draw_text(layout, context, warning, "ERROR")
 
 
 _CLASSES = (PATINA_PT_main, PATINA_PT_preview, PATINA_PT_advanced)

@@ -13,7 +13,7 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from . import images, material, protocol, unwrap
+from . import images, material, protocol, unwrap, variants
 from .mesh_io import MeshProblem
 
 
@@ -29,6 +29,8 @@ class Place:
     own_uvs: Path | None  # the .npy of the UV layer that was made for the run
     slot: int | None  # None: all
     request: protocol.TextureRequest
+    parent: str = ""  # the run whose maps it begins from
+    before: str = ""  # the run whose material was on the object
 
 
 def find_object(place: Place) -> bpy.types.Object | None:
@@ -42,18 +44,25 @@ def find_object(place: Place) -> bpy.types.Object | None:
 
 
 def attached_images(place: Place) -> dict[str, bpy.types.Image]:
-    """The run's images while its material sits on the object and nobody painted on them, else nothing."""
+    """The run's images while it is the object's (its material on it, or a variant) and nobody painted on them."""
     found = images.find(place.run)
     if len(found) < len(protocol.MAP_NAMES) or any(image.is_dirty for image in found.values()):
         return {}
     obj = find_object(place)
     if obj is None:  # renamed in a file loaded again: the material tells
         obj = next((o for o in bpy.data.objects if o.type == "MESH" and material.is_on(o, place.run)), None)
-    return found if obj is not None and material.is_on(obj, place.run) else {}
+    return found if obj is not None and _belongs(obj, place.run) else {}
 
 
-def put(place: Place, obj: bpy.types.Object, folder: Path) -> None:
-    """Images, material and slot of a run, from the map files in `folder`; all or nothing.
+def _belongs(obj: bpy.types.Object, run: str) -> bool:
+    if obj.type != "MESH":
+        return False
+    kept = variants.find(obj, run)
+    return material.is_on(obj, run) or (kept is not None and kept.material is not None)
+
+
+def put(place: Place, obj: bpy.types.Object, folder: Path, show: bool = True) -> None:
+    """Images, material and variant of a run, from the map files in `folder`, on its slots if `show`; all or nothing.
 
     Raises OSError, RuntimeError (an image could not be loaded).
     """
@@ -64,15 +73,52 @@ def put(place: Place, obj: bpy.types.Object, folder: Path) -> None:
             undo.callback(bpy.data.images.remove, image)
         made = material.build(f"{obj.name} Patina", place.uv_layer, maps, place.run, place.request)
         undo.callback(bpy.data.materials.remove, made)
-        material.put_on(obj, made, place.slot, place.run)
+        if show:
+            material.put_on(obj, made, place.slot)
+        variants.record(obj, place, folder, made, place.parent)
         undo.pop_all()
 
 
 def put_again(place: Place, obj: bpy.types.Object, folder: Path) -> None:
-    """Bring a finished run's material back after it was undone or taken off.
+    """Bring a run's material back after it was undone or taken off.
 
     Raises MeshProblem, OSError, RuntimeError.
     """
+    _require_layer(place, obj)
+    for image in images.find(place.run).values():
+        del image[images.RUN_KEY]  # painted ones stay what they are, but no longer belong to the run
+    put(place, obj, folder)
+
+
+def show(obj: bpy.types.Object, variant: variants.PATINA_PG_variant) -> None:
+    """Put a variant's material on the object. Raises MeshProblem, OSError, RuntimeError, ProtocolError."""
+    folder = variants.folder_of(variant)
+    own_uvs = folder / variants.UVS
+    place = Place(
+        run=variant.run,
+        object_name=obj.name,
+        object_uid=obj.session_uid,
+        blend_file=bpy.data.filepath,
+        uv_layer=variant.uv_layer,
+        own_uvs=own_uvs if own_uvs.is_file() else None,
+        slot=None if variant.slot < 0 else variant.slot,
+        request=variants.request_of(variant),
+        parent=variant.parent,
+    )
+    if place.slot is not None and place.slot >= len(obj.material_slots):
+        raise MeshProblem(f"{variant.name} was made for material slot {place.slot + 1}, which is gone.")
+    packed = [image for image in images.find(variant.run).values() if image.packed_file]
+    if not variants.has_maps(variant) and len(packed) < len(protocol.MAP_NAMES):
+        raise MeshProblem(f"The maps of {variant.name} are gone from {folder}.")
+    if variant.material is None or len(images.find(variant.run)) < len(protocol.MAP_NAMES):
+        put_again(place, obj, folder)
+        return
+    _require_layer(place, obj)
+    material.put_on(obj, variant.material, place.slot)
+
+
+def _require_layer(place: Place, obj: bpy.types.Object) -> None:
+    """The run's UV layer is there, made again if Patina had made it. Raises MeshProblem."""
     mesh = obj.data
     if place.own_uvs is not None and place.uv_layer not in mesh.uv_layers:
         uvs = np.load(place.own_uvs, allow_pickle=False)
@@ -82,8 +128,3 @@ def put_again(place: Place, obj: bpy.types.Object, folder: Path) -> None:
         mesh.uv_layers[made].name = place.uv_layer
     elif place.own_uvs is None and mesh.uv_layers and place.uv_layer not in mesh.uv_layers and not obj.modifiers:
         raise MeshProblem(f"The UV layer {place.uv_layer} of {obj.name} is gone, so the maps no longer fit.")
-    if material.is_on(obj, place.run):
-        material.restore(obj)
-    for image in images.find(place.run).values():
-        del image[images.RUN_KEY]  # painted ones stay what they are, but no longer belong to the run
-    put(place, obj, folder)

@@ -31,14 +31,22 @@ class PATINA_preferences(bpy.types.AddonPreferences):
         description="Where jobs and the backend's environment are kept; empty: Blender's folder for this extension",
         subtype="DIR_PATH",
     )
+    wheels: StringProperty(
+        name="Offline Wheels",
+        description="Folder of wheels to install the backend from, without any network; empty: from the package index",
+        subtype="DIR_PATH",
+    )
     device: EnumProperty(name="Device", description="What the backend computes on", items=_DEVICES)
 
     def draw(self, _context) -> None:
+        from . import setup_panels  # it knows the session, which knows this file
+
         column = self.layout.column()
         column.use_property_split = True
-        column.prop(self, "device")
-        column.prop(self, "python")
-        column.prop(self, "data_folder")
+        for name in ("device", "python", "data_folder", "wheels"):
+            column.prop(self, name)
+        setup_panels.draw_backend(self.layout)
+        setup_panels.draw_models(self.layout)
 
 
 def _stored() -> bpy.types.AddonPreferences | None:
@@ -54,6 +62,11 @@ def device() -> str:
 def preferred_python() -> Path | None:
     stored = _stored()
     return Path(bpy.path.abspath(stored.python)) if stored and stored.python else None
+
+
+def wheels() -> Path | None:
+    stored = _stored()
+    return Path(bpy.path.abspath(stored.wheels)) if stored and stored.wheels else None
 
 
 def data_folder() -> Path:

@@ -8,7 +8,8 @@ Small things travel as JSON lines, arrays as files in the job folder:
     <job>/mesh.npz              MESH_ARRAYS
     <job>/lock                  who runs the job (an OS lock is held on it)
     <job>/attempts/0001/        one start: events.jsonl, control.jsonl, log.txt
-    <job>/preview/  <job>/maps/  <job>/report.json  <job>/checkpoint.safetensors
+    <job>/start/                the four maps a run begins from, mask.png (white may change); only if asked for
+    <job>/preview/  <job>/maps/  <job>/picture.png  <job>/report.json  <job>/checkpoint.safetensors
 
 Every message word is a class below; on the wire its name stands under "type". An unknown type, a
 missing, extra or wrongly typed field raises `ProtocolError` naming the field.
@@ -102,6 +103,10 @@ class TextureRequest:
     bit_depth: int | None = None  # None: what the format usually has
     rasterizer: str = "auto"
     protocol_version: int = PROTOCOL_VERSION
+    start_maps: bool = False  # begin from the maps in start/; face_mask and start/mask.png then bind
+    strength: float = 1.0  # with start_maps: 1 paints anew, less changes less
+    locked_maps: list[str] = field(default_factory=list)  # maps that stay as they are in start/
+    mask_border: float = 0.0  # width of the soft border inside the mask, in object radii
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -131,20 +136,27 @@ class TextureRequest:
         _require(self.rasterizer in RASTERIZERS, "rasterizer", f"must be one of {', '.join(RASTERIZERS)}")
         if self.guidance_scale is not None:
             _require(0.0 <= self.guidance_scale <= 200.0, "guidance_scale", "must lie between 0 and 200")
+        _require(0.0 < self.strength <= 1.0, "strength", "must lie above 0 and up to 1")
+        _require(0.0 <= self.mask_border <= 1.0, "mask_border", "must lie between 0 and 1")
+        for name in self.locked_maps:
+            _require(name in MAP_NAMES, "locked_maps", f"may hold {', '.join(MAP_NAMES)} only")
+        _require(len(set(self.locked_maps)) < len(MAP_NAMES), "locked_maps", "holds all maps, so nothing can change")
+        _require(self.start_maps or not self.locked_maps, "locked_maps", "needs start_maps")
         for name, lowest, highest in (("steps", 1, 100_000), ("views", 1, 64), ("render_size", 16, 2048)):
             value = getattr(self, name)
             _require(value is None or lowest <= value <= highest, name, f"must lie between {lowest} and {highest}")
 
 
 def upgrade_request(stored: dict) -> dict:
-    """Bring a stored request of an older protocol version to this one."""
+    """Bring a stored request of an older protocol version to this one: what was added since is at its default."""
     version = stored.get("protocol_version")
     if not isinstance(version, int) or not 1 <= version <= PROTOCOL_VERSION:
         raise ProtocolError(f"protocol_version {version!r} is newer than this Patina ({PROTOCOL_VERSION})")
-    if version == 1:  # maps were 8-bit PNG, and there was one rasteriser
-        new = {"file_format": "png", "bit_depth": None, "rasterizer": "auto"}
-        stored = {**new, **stored, "protocol_version": 2}
-    return stored
+    if version == PROTOCOL_VERSION:
+        return stored
+    added = dataclasses.asdict(TextureRequest(prompt="-"))
+    del added["prompt"]
+    return {**added, **stored, "protocol_version": PROTOCOL_VERSION}
 
 
 # --- events: backend -> host, one JSON line each in events.jsonl ------------------------------
@@ -327,6 +339,8 @@ def _is_instance(value: object, expected: object) -> bool:
     origin = typing.get_origin(expected)
     if origin in (types.UnionType, typing.Union):
         return any(_is_instance(value, option) for option in typing.get_args(expected))
+    if origin is list:
+        return isinstance(value, list) and all(_is_instance(item, typing.get_args(expected)[0]) for item in value)
     if origin is dict:
         of_key, of_value = typing.get_args(expected)
         return isinstance(value, dict) and all(
@@ -393,6 +407,22 @@ class JobFolder:
     @property
     def maps(self) -> Path:
         return self.path / "maps"
+
+    @property
+    def start(self) -> Path:
+        return self.path / "start"
+
+    @property
+    def mask(self) -> Path:
+        return self.start / "mask.png"
+
+    @property
+    def picture(self) -> Path:
+        """The textured object, small, on nothing."""
+        return self.path / "picture.png"
+
+    def preview_picture(self, number: int) -> Path:
+        return self.previews / f"{number:05d}_picture.png"
 
     @property
     def report(self) -> Path:

@@ -41,12 +41,17 @@ def follow(folder: Path) -> None:
             continue
         if old.parent not in moved:
             moved[old.parent] = images.new_folder(folder / "patina", old.parent.parent.name)
-        new = moved[old.parent] / old.name
-        images.replace_file(old, new)
-        (old.parent / _MOVED).touch()
-        image.filepath = str(new)  # Blender makes it relative when it writes a file for the first time
+            for file in old.parent.iterdir():
+                if file.is_file() and not file.name.startswith("."):
+                    images.replace_file(file, moved[old.parent] / file.name)
+            (old.parent / _MOVED).touch()
+        image.filepath = str(moved[old.parent] / old.name)  # Blender makes it relative when it writes the file
+    for obj in bpy.data.objects:
+        for variant in obj.patina.variants:
+            if Path(variant.folder) in moved or Path(variant.folder).resolve() in moved:
+                variant.folder = str(moved.get(Path(variant.folder)) or moved[Path(variant.folder).resolve()])
     running = session.current()
-    for job in (running.job, running.result):
+    for job in (running.job, running.result, *running.waiting):
         if job is not None and job.output in moved:
             job.output = moved[job.output]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import bpy
 from bpy.app.handlers import persistent
 
-from . import jobs, status
+from . import environment, jobs, preferences, status
 from .status import Status
 
 
@@ -28,6 +28,20 @@ def run_to_end(running: jobs.Session) -> Status:
         except KeyboardInterrupt:
             running.cancel()
     return running.status
+
+
+def finish_task(running: jobs.Session) -> None:
+    """Headless: wait for the task under way, with a line for each thing it does. Ctrl-C cancels it."""
+    said = ""
+    while running.task is not None and not running.task.finished:
+        try:
+            running.tick()
+            if running.task.text != said:
+                said = running.task.text
+                print(f"Patina: {running.task.title}: {said}", flush=True)
+            time.sleep(jobs.TICK_S)
+        except KeyboardInterrupt:
+            running.task.cancel()
 
 
 # The one thing that outlives calls: Blender gives an add-on no other place for a process handle.
@@ -49,7 +63,7 @@ def _on_timer() -> float | None:
     if _session is None:
         return None
     _session.tick()
-    return jobs.TICK_S if _session.busy else None
+    return jobs.TICK_S if _session.has_work else None
 
 
 @persistent
@@ -57,19 +71,32 @@ def _after_load(*_) -> None:
     """A file saved in mid-run brings what its panel showed then; show what is true now."""
     if _session is not None:
         status.publish(_session.status)
+        _session.look_around()
+
+
+def _look_around_once() -> None:
+    """After the add-on was enabled: what is on the disk may not be read while Blender registers."""
+    if _session is not None:
+        _session.look_around()
+        status.redraw()
 
 
 def register() -> None:
     global _session
     bpy.app.handlers.load_post.append(_after_load)
     _session = jobs.Session(Path(__file__).resolve().parent.parent)
+    if bpy.app.background:
+        _session.ready = environment.environment_ready(preferences.data_folder() / "backend-env")
+    else:
+        bpy.app.timers.register(_look_around_once, first_interval=0.5)
 
 
 def unregister() -> None:
     global _session
     bpy.app.handlers.load_post.remove(_after_load)
-    if bpy.app.timers.is_registered(_on_timer):
-        bpy.app.timers.unregister(_on_timer)
+    for timer in (_on_timer, _look_around_once):
+        if bpy.app.timers.is_registered(timer):
+            bpy.app.timers.unregister(timer)
     if _session is not None:
         _session.close()
         _session = None

@@ -20,9 +20,9 @@ from bpy.props import (
     StringProperty,
 )
 
-from . import protocol
+from . import limits, protocol, variants
 
-_DEFAULTS = {f.name: f.default for f in dataclasses.fields(protocol.TextureRequest)}
+_DEFAULTS = dataclasses.asdict(protocol.TextureRequest(prompt="-"))
 _QUALITY_ITEMS = (
     ("draft", "Draft", "A first look, in about a minute"),
     ("standard", "Standard", "More views and steps; some minutes"),
@@ -31,13 +31,26 @@ _QUALITY_ITEMS = (
 _GUIDANCE_ITEMS = (
     ("clamped", "Clamped", "Pull towards what the model sees, kept within the colours of a picture"),
     ("sds", "Plain SDS", "Score distillation as published; needs a high guidance scale"),
+    ("csd", "CSD", "Classifier score distillation: only the difference that the words make"),
+    ("nfsd", "NFSD", "Noise-free score distillation: without what the model thinks of the noise"),
+    ("hifa", "HiFA", "Score distillation with noise that falls during the run, as in HiFA"),
+    ("ism", "ISM", "Interval score matching: along a path of inversion, for sharper detail"),
+    ("sdi", "SDI", "Score distillation via inversion: noise that fits the picture"),
+    ("k_step", "K-Step", "Towards a picture that the model denoises in several steps"),
 )
 
 
-class PATINA_PG_kept_slot(bpy.types.PropertyGroup):
-    """One material slot as it was before a run, so that it can be restored."""
+def _known_models(_self, _context, text: str) -> list[str]:
+    """Ids to choose from; what is typed beside them counts as well."""
+    from . import session  # it knows this file
 
-    run: StringProperty()
+    known = [protocol.BUILT_IN_MODEL, *(model["id"] for model in session.current().models if model["here"])]
+    return [name for name in dict.fromkeys(known) if text.lower() in name.lower()]
+
+
+class PATINA_PG_kept_slot(bpy.types.PropertyGroup):
+    """One material slot as it was before Patina, so that it can be restored."""
+
     slot: IntProperty()
     link: StringProperty()
     material: PointerProperty(type=bpy.types.Material)
@@ -71,9 +84,12 @@ class PATINA_PG_object(bpy.types.PropertyGroup):
         items=(
             ("OBJECT", "Whole Object", "All faces, whatever their material slot"),
             ("SLOT", "Active Slot", "Only the faces of the active material slot"),
+            ("EACH", "Each Slot", "One set of maps for each material slot that has faces, one after the other"),
         ),
     )
     kept_slots: CollectionProperty(type=PATINA_PG_kept_slot)
+    variants: CollectionProperty(type=variants.PATINA_PG_variant)
+    limits: PointerProperty(type=limits.PATINA_PG_limits)
 
 
 class PATINA_PG_scene(bpy.types.PropertyGroup):
@@ -90,7 +106,11 @@ class PATINA_PG_scene(bpy.types.PropertyGroup):
         default=str(_DEFAULTS["texture_size"]),
     )
     model: StringProperty(
-        name="Model", description="The diffusion model that judges the pictures", default=_DEFAULTS["model"]
+        name="Model",
+        description="The diffusion model that judges the pictures: built-in, an id like owner/name, or a folder",
+        default=_DEFAULTS["model"],
+        search=_known_models,
+        search_options={"SUGGESTION"},
     )
     pattern_scale: FloatProperty(
         name="Pattern Scale",
@@ -134,6 +154,9 @@ class PATINA_PG_run(bpy.types.PropertyGroup):
 
     busy: BoolProperty()
     can_cancel: BoolProperty()
+    can_pause: BoolProperty()
+    queued: IntProperty(description="How many runs wait for this one")
+    run: StringProperty(description="The run under way, or the last one")
     object_name: StringProperty()
     stage: StringProperty()
     step: IntProperty()
@@ -145,6 +168,7 @@ class PATINA_PG_run(bpy.types.PropertyGroup):
     message: StringProperty(description="What came of the last run")
     hint: StringProperty(description="What to do about it")
     log: StringProperty(description="Where the log of a failed run is")
+    fix: StringProperty(description="The button that helps")
     warnings: StringProperty(description="One warning a line")
     waiting_result: StringProperty(description="The object that has a result which is not applied")
 
@@ -153,8 +177,10 @@ class SettingsProblem(ValueError):
     """The settings make no request; the text is a sentence for a person."""
 
 
-def request_for(obj: bpy.types.Object, scene: bpy.types.Scene, device: str) -> protocol.TextureRequest:
-    """The request of the object's and the scene's settings. Raises SettingsProblem."""
+def request_for(
+    obj: bpy.types.Object, scene: bpy.types.Scene, device: str, refine: bool = False
+) -> protocol.TextureRequest:
+    """The request of the object's and the scene's settings, of its limits too if `refine`. Raises SettingsProblem."""
     how, what = scene.patina, obj.patina
     render_size = how.render_size
     if 0 < render_size < 16:
@@ -175,10 +201,26 @@ def request_for(obj: bpy.types.Object, scene: bpy.types.Scene, device: str) -> p
             views=how.views or None,
             render_size=render_size or None,
             device=device,
+            start_maps=refine,
+            strength=what.limits.strength if refine else 1.0,
+            locked_maps=limits.locked_maps(what.limits) if refine else [],
+            mask_border=what.limits.border if refine else 0.0,
         )
     except protocol.ProtocolError as error:
         sentence = str(error)
         raise SettingsProblem(f"The {sentence.replace('_', ' ')}") from error
+
+
+def take_over(request: protocol.TextureRequest, obj: bpy.types.Object, scene: bpy.types.Scene) -> None:
+    """Put the settings of a request where a person set them."""
+    what, how = obj.patina, scene.patina
+    what.prompt, what.negative_prompt, what.seed = request.prompt, request.negative_prompt, request.seed
+    what.rolled_seed = -1  # as if typed: the next run keeps it
+    how.texture_size, how.quality, how.model = str(request.texture_size), request.quality, request.model
+    how.pattern_scale, how.guidance = request.pattern_scale, request.guidance
+    how.guidance_scale = request.guidance_scale or 0.0
+    for name in ("steps", "views", "render_size"):
+        setattr(how, name, getattr(request, name) or 0)
 
 
 def roll_seed(obj: bpy.types.Object) -> None:

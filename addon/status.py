@@ -17,6 +17,9 @@ class Status:
 
     busy: bool = False
     can_cancel: bool = False
+    can_pause: bool = False
+    queued: int = 0
+    run: str = ""
     object_name: str = ""
     stage: str = ""
     step: int = 0
@@ -28,6 +31,7 @@ class Status:
     message: str = ""
     hint: str = ""
     log: str = ""
+    fix: str = ""  # "smaller" or "repair": the button that helps
     warnings: str = ""
     waiting_result: str = ""
 
@@ -53,11 +57,13 @@ def publish(status: Status) -> None:
         redraw()
 
 
-def redraw() -> None:
-    """Have the sidebars of all 3D views drawn again."""
+def redraw(preferences_too: bool = False) -> None:
+    """Have the sidebars of all 3D views drawn again, and the preferences if asked."""
     for manager in bpy.data.window_managers:
         for window in manager.windows:
             for area in window.screen.areas:
+                if preferences_too and area.type == "PREFERENCES":
+                    area.tag_redraw()
                 if area.type == "VIEW_3D":
                     for region in area.regions:
                         if region.type == "UI":

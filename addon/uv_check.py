@@ -93,3 +93,13 @@ def _crossing(below: np.ndarray, above: np.ndarray, row: np.ndarray) -> np.ndarr
     height = above[:, 1] - below[:, 1]
     share = (row - below[:, 1]) / np.where(height == 0, 1.0, height)
     return below[:, 0] + share * (above[:, 0] - below[:, 0])
+
+
+def udim_tiles(uvs: np.ndarray) -> list[int]:
+    """The UDIM tiles (1001, 1002, ...) that whole triangles (F, 3, 2) lie in; empty: they are not laid out so."""
+    tiles = np.floor(uvs.mean(1)).astype(np.int64)
+    inside = (uvs >= tiles[:, None] - 0.01).all() and (uvs <= tiles[:, None] + 1.01).all()
+    if not len(uvs) or not inside or tiles.min() < 0 or tiles[:, 0].max() > 9:
+        return []
+    numbers = np.unique(1001 + tiles[:, 0] + 10 * tiles[:, 1])
+    return numbers.tolist() if len(numbers) > 1 else []

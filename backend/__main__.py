@@ -89,7 +89,8 @@ def _parser() -> argparse.ArgumentParser:
 
     models = commands.add_parser("models", help="the models on this computer: list, pull, check, remove")
     actions = models.add_subparsers(required=True, metavar="ACTION", dest="action")
-    actions.add_parser("list", help="what is here, and what could be; with licences")
+    listing = actions.add_parser("list", help="what is here, and what could be; with licences")
+    listing.add_argument("--json", action="store_true", help="for programs")
     pull = actions.add_parser("pull", help="fetch a model, or the rest of it")
     pull.add_argument("--accept", action="store_true", help="you have read the model's licence and agree")
     check = actions.add_parser("check", help="say whether a model is whole and can be used")

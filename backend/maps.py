@@ -32,12 +32,14 @@ def write_maps(
     prefix: str = "",
     file_format: str = "png",
     bits: int | None = None,
+    as_given: dict[str, torch.Tensor] | None = None,
 ) -> dict[str, Path]:
     """Write `maps` (name -> (H,W,3) or (H,W,1), stored values in 0..1) as files of one format (map_files.py).
 
     Texels outside of `covered` (H,W) bool are filled from their neighbours, normals made unit
-    length. The files `<folder>/<prefix><name>.<file_format>` appear together or, on OSError (disk full),
-    not at all: old files stay as they were. Raises ValueError for values that are no maps.
+    length; not so where `as_given` (name -> (H,W) bool) says that texels are final. The files
+    `<folder>/<prefix><name>.<file_format>` appear together or, on OSError (disk full), not at all: old files stay
+    as they were. Raises ValueError for values that are no maps.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{prefix}{name}.{file_format}" for name in maps}
@@ -49,6 +51,8 @@ def write_maps(
             filled = fill_uncovered(values, covered)
             if name == "normal":
                 filled = unit_normals(filled)
+            if as_given is not None:
+                filled = torch.where(as_given[name][..., None], values, filled)
             map_files.write(beside[name], filled, name == "base_color", file_format, bits)
             with open(beside[name], "rb+") as file:
                 os.fsync(file.fileno())

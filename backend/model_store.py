@@ -255,6 +255,8 @@ def _ids() -> list[str]:
 
 def main(arguments: argparse.Namespace) -> int:
     match arguments.action:
+        case "list" if arguments.json:
+            print(json.dumps(listed()))
         case "list":
             _list()
         case "pull":
@@ -268,6 +270,31 @@ def main(arguments: argparse.Namespace) -> int:
         case "remove":
             print(f"{remove(arguments.model) / 1e9:.2f} GB are free again.")
     return 0
+
+
+def listed() -> list[dict]:
+    """The built-in model, those fetched and those that could be: id, licence, use, gigabytes, here, problem."""
+    rows = [
+        {"id": protocol.BUILT_IN_MODEL, "licence": "Apache-2.0", "use": "materials by its own words", "gigabytes": 0.0}
+    ]
+    presets = {preset.id: preset for preset in PRESETS}
+    for path in fetched():
+        facts, problem = facts_of(path), ""
+        try:
+            check(path, hashes=False)
+        except ModelError as error:
+            problem = str(error)
+        use = presets[facts["id"]].use if facts["id"] in presets else ""
+        size = round(size_of(path) / 1e9, 2)
+        rows.append({"id": facts["id"], "licence": str(facts.get("licence")), "use": use, "gigabytes": size})
+        rows[-1]["problem"] = problem
+    here = {row["id"] for row in rows}
+    rows = [{"here": True, "problem": "", **row} for row in rows]
+    for preset in PRESETS:
+        if preset.id not in here:
+            row = {"id": preset.id, "licence": preset.licence, "use": preset.use, "gigabytes": preset.gigabytes}
+            rows.append({"here": False, "problem": "", **row})
+    return rows
 
 
 def _list() -> None:

@@ -14,6 +14,7 @@ from .descent import Sums, descend, no_sums
 from .diffusion.interface import Denoiser, KnowsMaterials, ModelError, Scene
 from .distillation import Aim, Options, take_aim
 from .ggx_tables import GgxTables
+from .held import Held
 from .material import LearnableMaps
 from .object_start import is_mixed, place_metals, uniform_start
 from .shading import linear_to_srgb, shade
@@ -60,6 +61,7 @@ class State:
     told: Tensor  # what pictures have told of each map value (curvature.py)
     generator: torch.Generator
     step: int = 0
+    held: Held | None = None  # what must stay as it is; the same in every attempt
 
 
 def new_state(plan: Plan, device: torch.device) -> State:
@@ -130,7 +132,10 @@ def _render(
     their own and do not; and the display values (N, 3) in -1..1, which know the stored ones."""
     gbuffer = scene.gbuffer
     raw = material.raw_values(state.maps, gbuffer.position, gbuffer.uv, gbuffer.footprint, _detail(plan, progress))
-    values = material.stored_values(raw.detach()).requires_grad_(True)
+    values = material.stored_values(raw.detach())
+    if state.held is not None:
+        values = state.held.mix(values, gbuffer)
+    values = values.requires_grad_(True)
     linear = shade(gbuffer, material.surface_maps(values), scene.lights, tables)
     rendered = linear_to_srgb(material.limited(linear, 0.0, 1.0)) * 2 - 1
     return raw, values, rendered
@@ -149,6 +154,8 @@ def _move(
         moves[:, material.METALLIC] += strength * (1 - 2 * values[:, material.METALLIC])
     if progress < plan.normal_from:
         moves[:, material.NORMAL] = 0.0
+    if state.held is not None:
+        moves = moves * state.held.share(gbuffer)
     shares = _shares(state.maps)
     parameters = state.maps.parameters()
     gain = material.gain(state.maps, gbuffer.footprint, shares, detail)
@@ -168,7 +175,7 @@ def _shares(maps: LearnableMaps) -> list[float]:
 
 
 def _detail(plan: Plan, progress: float) -> float:
-    return min(1.0, progress / plan.all_detail_at)
+    return 1.0 if progress >= plan.all_detail_at else progress / plan.all_detail_at
 
 
 def _background(state: State, model: Denoiser, scene: Scene) -> Tensor:

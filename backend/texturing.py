@@ -18,7 +18,7 @@ from torch import Tensor
 from addon import protocol
 from addon.protocol import Event, JobFolder, TextureRequest
 
-from . import checkpoint, ggx_tables, material, optimisation, views
+from . import checkpoint, ggx_tables, held, material, optimisation, picture, views
 from .diffusion.interface import Denoiser
 from .distillation import published
 from .guidance import GUIDANCE
@@ -52,6 +52,7 @@ class _Run:
     mesh: Mesh
     model: Denoiser
     warnings: list[str]
+    still: picture.Still
     seconds: dict[str, float] = field(default_factory=dict)
     preview_number: int = 0
 
@@ -72,18 +73,21 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
     mesh = load_job_mesh(job.mesh)
     plan = make_plan(request, model)
     state = optimisation.new_state(plan, device)
+    start_maps = held.read_start(job) if request.start_maps else None
+    if start_maps is not None:
+        state.held = held.hold(request, job, mesh, start_maps, plan.finest, device)
     resumed = checkpoint.read_into(job.checkpoint, state, plan)
     triangles = Triangles.of(mesh, device)
     mask = torch.from_numpy(mesh.face_mask)
     generator = torch.Generator().manual_seed(plan.seed)
     pool = views.new_pool(triangles, mask, plan.render_size, generator, request.rasterizer)
-    run = _Run(request, job, plan, state, pool, mesh, model, warnings)
+    run = _Run(request, job, plan, state, pool, mesh, model, warnings, picture.still(triangles))
     run.seconds = {"model": loaded - began, "mesh": time.monotonic() - loaded}
     yield protocol.Started(patina_version(), str(device), model.name, plan.steps, state.step)
     for sentence in warnings:
         yield protocol.Warning(sentence)
     if not resumed:
-        yield from _start(run)
+        yield from _start(run, start_maps)
     stopped = yield from _optimise(run, stop_asked)
     if stopped in ("pause", "host gone"):
         checkpoint.write(job.checkpoint, state, plan)
@@ -98,7 +102,7 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
 
 
 def make_plan(request: TextureRequest, model: Denoiser) -> Plan:
-    return Plan(
+    plan = Plan(
         steps=request.steps or STEPS[request.quality],
         views=request.views or VIEWS[request.quality],
         render_size=request.render_size or model.render_size,
@@ -109,14 +113,24 @@ def make_plan(request: TextureRequest, model: Denoiser) -> Plan:
         seed=request.seed,
         options=replace(published(request.guidance), negative_prompt=bool(request.negative_prompt.strip())),
     )
+    # A run that goes on from maps goes on with all they show.
+    return replace(plan, all_detail_at=0.0, normal_from=0.0) if _goes_on(request) else plan
 
 
-def _start(run: _Run) -> Iterator[Event]:
-    """Put a fresh run at the uniform material it begins with, and show it."""
+def _goes_on(request: TextureRequest) -> bool:
+    return request.start_maps and request.strength < 1.0
+
+
+def _start(run: _Run, start_maps: dict[str, Tensor] | None) -> Iterator[Event]:
+    """Put a fresh run at the uniform material it begins with, or at the start maps, and show it."""
     start = time.monotonic()
-    yield _progress(run, "Choosing the material", None)
     device = run.pool.triangles.positions.device
-    optimisation.start(run.state, run.plan, run.model, run.pool, ggx_tables.load().to(device))
+    if start_maps is not None and _goes_on(run.request):
+        held.begin_from(run.state, start_maps)
+        run.state.step = _first_step(run)
+    yield _progress(run, "Choosing the material", None)
+    if not _goes_on(run.request):
+        optimisation.start(run.state, run.plan, run.model, run.pool, ggx_tables.load().to(device))
     run.seconds["start"] = time.monotonic() - start
     yield _preview(run, material.texels(run.mesh, PREVIEW_SIZE, device))
 
@@ -152,16 +166,23 @@ def _optimise(run: _Run, stop_asked: StopAsked) -> Iterator[Event]:
 
 
 def _progress(run: _Run, stage: str, seconds_left: float | None) -> protocol.Progress:
-    done = run.state.step / run.plan.steps
+    first = _first_step(run)
+    done = max(0, run.state.step - first) / (run.plan.steps - first)
     return protocol.Progress(stage, run.state.step, run.plan.steps, 0.97 * done, seconds_left)
+
+
+def _first_step(run: _Run) -> int:
+    """Where a run begins: one that goes on from maps leaves out the steps that would paint them anew."""
+    share = 1 - run.request.strength if _goes_on(run.request) else 0.0
+    return min(round(run.plan.steps * share), run.plan.steps - 1)
 
 
 def _preview(run: _Run, where: material.Texels) -> protocol.Preview:
     """Write the averaged maps small, under a new number (Windows cannot replace an open file)."""
     run.preview_number = max(run.preview_number, _last_preview(run.job)) + 1
     images = material.bake(run.state.average, where)
-    covered = material.coverage(where)
-    paths = write_maps(run.job.previews, images, covered, prefix=f"{run.preview_number:05d}_")
+    paths, images = _compose_and_write(run, run.job.previews, images, where, f"{run.preview_number:05d}_")
+    picture.write(run.job.preview_picture(run.preview_number), run.still, images)
     for old in run.job.previews.glob("*.png"):
         if old.name[:5].isdigit() and int(old.name[:5]) < run.preview_number - 3:
             old.unlink(missing_ok=True)
@@ -204,8 +225,22 @@ def _fill_unseen(run: _Run, images: dict[str, Tensor], where: material.Texels) -
 
 
 def _write(run: _Run, images: dict[str, Tensor], where: material.Texels) -> dict[str, str]:
-    files = run.request.file_format, run.request.bit_depth
-    return _relative(run.job, write_maps(run.job.maps, images, material.coverage(where), "", *files))
+    paths, images = _compose_and_write(
+        run, run.job.maps, images, where, "", run.request.file_format, run.request.bit_depth
+    )
+    picture.write(run.job.picture, run.still, images)
+    return _relative(run.job, paths)
+
+
+def _compose_and_write(
+    run: _Run, folder: Path, images: dict[str, Tensor], where: material.Texels, prefix: str = "",
+    file_format: str = "png", bits: int | None = None,
+) -> tuple[dict[str, Path], dict[str, Tensor]]:  # fmt: skip
+    """The written files and what they show; what is held is as it was."""
+    covered, as_given = material.coverage(where), None
+    if run.state.held is not None:
+        images, as_given = run.state.held.compose(images, covered)
+    return write_maps(folder, images, covered, prefix, file_format, bits, as_given), images
 
 
 def _finish(run: _Run, began: float) -> Iterator[Event]:

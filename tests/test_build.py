@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """build.py: the package holds what Blender needs and nothing else, and every refusal says what to type."""
 
+import argparse
+import json
 import os
 import re
 import subprocess
@@ -16,6 +18,7 @@ import build
 from addon import environment
 
 ROOT = Path(build.__file__).parent
+NO_OPTIONS = argparse.Namespace(repository=None)
 MANIFEST = tomllib.loads((ROOT / "blender_manifest.toml").read_text("utf-8"))
 
 
@@ -43,7 +46,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def test_the_package_holds_what_blender_needs_and_nothing_else(repository):
-    assert build.package(None, []) == 0
+    assert build.package(NO_OPTIONS, []) == 0
     with zipfile.ZipFile(repository / "dist" / f"patina-{MANIFEST['version']}.zip") as archive:
         assert sorted(archive.namelist()) == [
             "LICENSE", "README.md", "__init__.py", "addon/__init__.py", "addon/protocol.py", "backend/LICENSE",
@@ -61,8 +64,11 @@ def test_package_refuses_options_it_does_not_have():
 def test_the_real_package_is_built_and_validated_by_blenders_own_tool(tmp_path, monkeypatch):
     if build.extension_tool() is None:
         pytest.skip("no bpy in .venv and no Blender on PATH")
-    done = call("package")
+    done = call("package", "--repository", tmp_path / "site")
     assert done.returncode == 0, done.stderr
+    (listed,) = json.loads((tmp_path / "site" / "index.json").read_text())["data"]
+    assert (listed["id"], listed["version"]) == ("patina", MANIFEST["version"])
+    assert listed["archive_size"] == (tmp_path / "site" / f"patina-{MANIFEST['version']}.zip").stat().st_size
     archive = ROOT / "dist" / f"patina-{MANIFEST['version']}.zip"
     with zipfile.ZipFile(archive) as package:
         names = package.namelist()
@@ -75,13 +81,13 @@ def test_the_real_package_is_built_and_validated_by_blenders_own_tool(tmp_path, 
 
 
 def test_what_cannot_be_packaged_is_told_and_leaves_the_old_package(repository, monkeypatch):
-    build.package(None, [])
+    build.package(NO_OPTIONS, [])
     package = repository / "dist" / f"patina-{MANIFEST['version']}.zip"
     before = package.read_bytes()
     complain = [sys.executable, "-c", "import sys; sys.exit('tagline ends with a full stop')"]
     monkeypatch.setattr(build, "extension_tool", lambda: complain)
     with pytest.raises(build.BuildError, match="tagline ends with"):
-        build.package(None, [])
+        build.package(NO_OPTIONS, [])
     assert package.read_bytes() == before
 
 

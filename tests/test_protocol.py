@@ -146,6 +146,10 @@ def test_a_flood_is_read_in_bounded_pieces(tmp_path):
         ("bit_depth", 32),
         ("bit_depth", 12),
         ("rasterizer", "gpu"),
+        ("strength", 0.0),
+        ("mask_border", 2.0),
+        ("locked_maps", ["normal"]),
+        ("locked_maps", "normal"),
         ("protocol_version", 99),
     ],
 )
@@ -166,10 +170,17 @@ def test_a_request_of_version_1_is_still_read(tmp_path):
     request = protocol.JobFolder(tmp_path).read_request()
     assert request.prompt == "rusty iron" and request.seed == 3
     assert (request.file_format, request.bit_depth, request.rasterizer) == ("png", None, "auto")
+    assert not request.start_maps and request.strength == 1.0 and request.locked_maps == []
     assert request.protocol_version == protocol.PROTOCOL_VERSION
     (tmp_path / "request.json").write_text(json.dumps(REQUEST_V1 | {"unheard": 1}))
     with pytest.raises(protocol.ProtocolError, match="unheard"):
         protocol.JobFolder(tmp_path).read_request()
+
+
+@pytest.mark.parametrize("maps", [["color"], list(protocol.MAP_NAMES)])
+def test_maps_that_cannot_be_locked_are_refused(maps):
+    with pytest.raises(protocol.ProtocolError, match="locked_maps"):
+        protocol.TextureRequest(prompt="x", start_maps=True, locked_maps=maps)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"\xff\xfe", b'{"protocol_version": 7}', b"{}", b"[" * 5000])

@@ -22,8 +22,8 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 def install(root: Path) -> Path:
-    (root / "addon").mkdir(parents=True)
-    (root / "backend").mkdir()
+    (root / "addon").mkdir(parents=True, exist_ok=True)
+    (root / "backend").mkdir(exist_ok=True)
     for name in ("__init__.py", "protocol.py"):
         shutil.copy(REPO / "addon" / name, root / "addon" / name)
     (root / "backend" / "__init__.py").touch()
@@ -97,8 +97,12 @@ def run_job(command) -> None:
         if step == 2 and "outside" in words:
             say(protocol.Preview(1, step, {"base_color": "../../../etc/passwd"}))
         say(protocol.Progress("Texturing", step, steps, step / steps, (steps - step) * 0.1))
+        png(job.preview_picture(step), 32, (int(255 * step / steps), 40, 20))
         say(protocol.Preview(step, step, maps(job.previews, f"_{step:04d}", 64, step / steps)))
         controls, _ = protocol.read_lines(attempt.control, 0, protocol.Control)
+        if any(isinstance(order, protocol.Pause) for order in controls):
+            say(protocol.Paused("asked", step))
+            return
         if controls and "deaf" not in words:
             say(protocol.Cancelled(step, maps(job.maps, "", request.texture_size, 0.5)))
             return
@@ -107,6 +111,7 @@ def run_job(command) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(600)
     made = maps(job.maps, "", request.texture_size, 1.0)
+    png(job.picture, 32, (255, 40, 20))
     if "glass" in words:
         say(protocol.Warning("Patina cannot make glass: it comes out opaque."))
     protocol.write_beside(job.report, b'{"prompt": "fake"}')

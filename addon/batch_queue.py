@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A batch on the disk: a folder of job folders, each with the place its maps belong to; and what runs them.
+
+    <batch>/items/<id>/item.json     an Item; written last, so a folder without it is not ready
+    <batch>/items/<id>/...           an ordinary job folder
+    <batch>/report.json              how it went
+
+Knows no bpy: what is in the queue can be run wherever its folder is. Whoever is killed here is gone on with by `run`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import protocol, worker
+
+ITEM, STAMP, REPORT = "item.json", "patina-batch.json", "report.json"
+_TICK_S = 0.1
+_SILENT_GIVE_UP_S = 60.0
+
+
+@dataclass(frozen=True)
+class Item:
+    """One set of maps to make. `out`: its folder, relative to the batch's parent folder."""
+
+    id: str
+    object_name: str
+    prompt: str
+    seed: int
+    out: str
+
+
+@dataclass
+class Entry:
+    """An item and how it stands: waiting, running, done, skipped, failed."""
+
+    item: Item
+    state: str = "waiting"
+    message: str = ""
+    attempts: int = 0
+    seconds: float = 0.0
+    fraction: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+
+
+class BatchProblem(ValueError):
+    """The batch cannot be run as it is; the text is a sentence for a person."""
+
+
+def item_id(object_name: str, out: str, request: protocol.TextureRequest) -> str:
+    """The same for the same wish: what is done is known by it."""
+    wish = json.dumps([object_name, out, dataclasses.asdict(request)], sort_keys=True)
+    plain = "".join(c if c.isalnum() and c.isascii() else "-" for c in object_name)[:40]
+    return f"{plain}-{hashlib.sha256(wish.encode()).hexdigest()[:10]}"
+
+
+def folder_of(batch: Path, item: Item) -> protocol.JobFolder:
+    return protocol.JobFolder(batch / "items" / item.id)
+
+
+def output_of(batch: Path, item: Item) -> Path:
+    return batch.parent / item.out
+
+
+def put(batch: Path, item: Item) -> None:
+    """Mark a job folder as ready to run. Raises OSError."""
+    content = json.dumps(dataclasses.asdict(item), indent=1).encode()
+    protocol.write_beside(folder_of(batch, item).path / ITEM, content)
+
+
+def is_ready(batch: Path, item: Item) -> bool:
+    return (folder_of(batch, item).path / ITEM).is_file()
+
+
+def items(batch: Path) -> list[Item]:
+    """What is in the queue, in the order of its ids. Raises BatchProblem."""
+    found = []
+    for path in sorted(batch.glob(f"items/*/{ITEM}")):
+        try:
+            found.append(Item(**json.loads(path.read_text("utf-8"))))
+        except (OSError, ValueError, TypeError) as error:
+            raise BatchProblem(f"{path} cannot be read: {error}. Delete its folder to have it made anew.") from error
+    return found
+
+
+def is_done(batch: Path, item: Item) -> bool:
+    """Its maps are where they belong, made by this very wish."""
+    out = output_of(batch, item)
+    try:
+        stamp = json.loads((out / STAMP).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return stamp == {"id": item.id} and all((out / f"{name}.png").is_file() for name in protocol.MAP_NAMES)
+
+
+def is_in_the_way(batch: Path, item: Item) -> bool:
+    """Maps of another origin lie where this item's belong."""
+    out = output_of(batch, item)
+    return not is_done(batch, item) and any((out / f"{name}.png").exists() for name in protocol.MAP_NAMES)
+
+
+@dataclass
+class _Lane:
+    """One backend process and what it is doing."""
+
+    home: Path
+    process: worker.Worker | None = None
+    entry: Entry | None = None
+    attempt: protocol.AttemptFolder | None = None
+    offset: int = 0
+    began: float = 0.0
+    heard: float = 0.0
+
+
+def run(
+    batch: Path,
+    entries: list[Entry],
+    start: Callable[[Path], worker.Worker],
+    lanes: int,
+    retries: int,
+    force: bool,
+    tell: Callable[[str], None],
+) -> None:
+    """Run all waiting entries to their end on `lanes` processes at once; entries are changed, the report is written.
+
+    `start(home)` starts a backend. KeyboardInterrupt pauses what runs (it goes on with the next `run`) and is raised.
+    """
+    lock = protocol.take_lock(_made(batch) / "lock", f"process {os.getpid()}")
+    if lock is None:
+        raise BatchProblem(f"Another Patina is running the batch {batch}. Wait for it or end it there.")
+    homes = [_made(batch / "workers" / str(number)) for number in range(lanes)]
+    working = [_Lane(home) for home in homes]
+    try:
+        waiting = [entry for entry in entries if entry.state == "waiting"]
+        while waiting or any(lane.entry is not None for lane in working):
+            for lane in working:
+                if lane.entry is None and waiting:
+                    _begin(batch, lane, waiting.pop(0), start, force, tell)
+                elif lane.entry is not None:
+                    _go_on(batch, lane, waiting, retries, tell)
+                if lane.entry is None:
+                    write_report(batch, entries)
+            time.sleep(_TICK_S)
+    finally:
+        for lane in working:
+            if lane.process is not None:
+                lane.process.close()  # what runs saves its state
+        for lane in working:
+            if lane.process is not None:
+                lane.process.stop(20.0)
+            if lane.entry is not None:
+                lane.entry.state = "waiting"
+        write_report(batch, entries)
+        protocol.release_lock(lock)
+
+
+def write_report(batch: Path, entries: list[Entry]) -> None:
+    """The one JSON file that says how all stands. Raises OSError."""
+    states = ("done", "skipped", "failed", "running", "waiting")
+    counts = {state: sum(entry.state == state for entry in entries) for state in states}
+    rows = [{**dataclasses.asdict(entry.item), **_plain(entry)} for entry in entries]
+    protocol.write_beside(batch / REPORT, json.dumps({"counts": counts, "items": rows}, indent=1).encode())
+
+
+def _plain(entry: Entry) -> dict:
+    values = {name: getattr(entry, name) for name in ("state", "message", "attempts", "fraction", "warnings")}
+    return {**values, "seconds": round(entry.seconds, 1)}
+
+
+def _begin(batch: Path, lane: _Lane, entry: Entry, start, force: bool, tell) -> None:
+    item, folder = entry.item, folder_of(batch, entry.item)
+    if is_done(batch, item) and not force:
+        entry.state, entry.fraction = "skipped", 1.0
+        tell(f"{item.object_name}, {item.prompt!r}: is done already")
+        return
+    if is_in_the_way(batch, item) and not force:
+        _fail(entry, f"Other maps lie in {output_of(batch, item)}. Choose another folder, or add --force.", tell)
+        return
+    try:
+        if lane.process is None or lane.process.poll() is not None:
+            lane.process = start(lane.home)
+        lane.attempt, lane.offset = folder.new_attempt(), 0
+        lane.process.send(protocol.Run(str(folder.path.absolute()), lane.attempt.number))
+    except (worker.WorkerError, OSError) as error:
+        _fail(entry, str(error), tell)
+        return
+    entry.state, entry.attempts = "running", entry.attempts + 1
+    lane.entry, lane.began, lane.heard = entry, time.monotonic(), time.monotonic()
+    tell(f"{item.object_name}, {item.prompt!r}, seed {item.seed}: started")
+
+
+def _go_on(batch: Path, lane: _Lane, waiting: list[Entry], retries: int, tell) -> None:
+    entry, item = lane.entry, lane.entry.item
+    lane.process.tick()
+    ended = lane.process.poll() is not None
+    ending = None
+    try:
+        events, lane.offset = protocol.read_lines(lane.attempt.events, lane.offset, protocol.Event)
+    except protocol.ProtocolError as error:
+        events, ending = [], protocol.Failed("internal", f"The backend cannot be understood: {error}")
+    for event in events:
+        lane.heard = time.monotonic()
+        if isinstance(event, protocol.Progress):
+            if int(event.fraction * 4) > int(entry.fraction * 4):
+                tell(f"{item.object_name}, {item.prompt!r}: {event.fraction:.0%}")
+            entry.fraction = event.fraction
+        elif isinstance(event, protocol.Warning):
+            entry.warnings.append(event.message)
+        elif isinstance(event, protocol.TERMINAL_EVENTS):
+            ending = event
+    if ending is None and ended and not events:
+        ending = protocol.Failed("internal", lane.process.end_sentence() or "The backend ended unexpectedly.")
+    if ending is None and lane.process.is_stuck() and time.monotonic() - lane.heard > _SILENT_GIVE_UP_S:
+        lane.process.stop(0.0)
+        ending = protocol.Failed("internal", "The backend did not react any more and was ended.")
+    if ending is None:
+        return
+    entry.seconds += time.monotonic() - lane.began
+    lane.entry = None
+    if isinstance(ending, protocol.Done):
+        try:
+            _take(batch, item, ending)
+        except OSError as error:
+            _fail(entry, f"The maps could not be written: {error.strerror or error} ({error.filename}).", tell)
+            return
+        entry.state, entry.fraction, entry.message = "done", 1.0, ""
+        tell(f"{item.object_name}, {item.prompt!r}: done in {entry.seconds:.0f} s, {output_of(batch, item)}")
+        return
+    sentence = getattr(ending, "message", "It was stopped.")
+    if entry.attempts <= retries and getattr(ending, "kind", "internal") in ("internal", "out_of_memory", "locked"):
+        entry.state = "waiting"
+        waiting.append(entry)  # behind all others: what hindered it may be gone by then
+        tell(f"{item.object_name}, {item.prompt!r}: {sentence} It will be tried again.")
+        return
+    _fail(entry, f"{sentence} {getattr(ending, 'hint', '')}".strip(), tell)
+
+
+def _take(batch: Path, item: Item, done: protocol.Done) -> None:
+    """Put the maps where they belong; the stamp comes last. Raises OSError."""
+    folder, out = folder_of(batch, item), output_of(batch, item)
+    with contextlib.suppress(FileNotFoundError):
+        (out / STAMP).unlink()
+    for name, relative in done.maps.items():
+        protocol.write_beside(out / f"{name}.png", (folder.path / relative).read_bytes())
+    for source in (folder.report, folder.picture, folder.path / "uvs.npy"):
+        if source.is_file():
+            protocol.write_beside(out / source.name, source.read_bytes())
+    protocol.write_beside(out / STAMP, json.dumps({"id": item.id}).encode())
+
+
+def _fail(entry: Entry, sentence: str, tell) -> None:
+    entry.state, entry.message = "failed", sentence
+    tell(f"{entry.item.object_name}, {entry.item.prompt!r}: failed. {sentence}")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The sub-panel Export with its buttons: maps for other programs, a .glb, the asset browser."""
+
+# ruff: noqa: F722, F821
+
+from pathlib import Path
+
+import bpy
+from bpy.props import BoolProperty, EnumProperty, PointerProperty, StringProperty
+
+from . import export, generate, session, variants
+from .drawing import Sidebar
+from .operators import failed
+
+_PROBLEMS = (export.ExportProblem, *generate.PROBLEMS)
+
+
+class PATINA_PG_export(bpy.types.PropertyGroup):
+    folder: StringProperty(
+        name="Folder",
+        description="Where the files go; empty: a folder export beside the variant's maps",
+        subtype="DIR_PATH",
+    )
+    template: EnumProperty(
+        name="For",
+        description="How the files are named and packed",
+        items=(
+            ("SEPARATE", "Separate Maps", "base_color, metallic, roughness, normal"),
+            ("GLTF", "glTF", "baseColor, occlusionRoughnessMetallic in one, normal"),
+            ("UNREAL", "Unreal", "T_NAME_BC, T_NAME_ORM in one, T_NAME_N with DirectX normals"),
+            ("UNITY", "Unity", "AlbedoTransparency, MetallicSmoothness in one, Normal"),
+        ),
+    )
+    normals: EnumProperty(
+        name="Normals",
+        description="Which way the green channel of the normal map points",
+        items=(
+            ("AUTO", "As Usual There", "DirectX for Unreal, OpenGL for all others"),
+            ("OPENGL", "OpenGL", "Green points up: Blender, glTF, Unity"),
+            ("DIRECTX", "DirectX", "Green points down: Unreal"),
+        ),
+    )
+    file_format: EnumProperty(
+        name="Format",
+        description="Kind of the files",
+        items=(
+            ("PNG8", "PNG, 8 bit", "What every program reads"),
+            ("PNG16", "PNG, 16 bit", "Finer steps for smooth normals and roughness"),
+            ("OPEN_EXR", "OpenEXR", "Floating point; colors are linear"),
+        ),
+    )
+    overwrite: BoolProperty(name="Overwrite", description="Replace files that exist already")
+
+
+class _OfTheVariant:
+    @classmethod
+    def poll(cls, context):
+        if variants.current(context.object) is None:
+            cls.poll_message_set("No variant is on this object. Generate or choose one first")
+            return False
+        return True
+
+
+class PATINA_OT_export_maps(_OfTheVariant, bpy.types.Operator):
+    """Write the maps of the shown variant for another program"""
+
+    bl_idname = "patina.export_maps"
+    bl_label = "Export Maps"
+
+    def execute(self, context):
+        how, obj = context.scene.patina_export, context.object
+        variant = variants.current(obj)
+        directx = how.normals == "DIRECTX" or (how.normals == "AUTO" and export.TEMPLATES[how.template].directx)
+        try:
+            folder = _folder(how, variant)
+            paths = export.write(
+                folder,
+                bpy.path.clean_name(obj.name),
+                export.maps_of(variant.run),
+                how.template,
+                directx,
+                16 if how.file_format == "PNG16" else 8,
+                how.file_format,
+                how.overwrite,
+            )
+        except _PROBLEMS as error:
+            return failed(self, session.current(), str(error))
+        self.report({"INFO"}, f"{len(paths)} files in {folder}")
+        return {"FINISHED"}
+
+
+class PATINA_OT_export_glb(_OfTheVariant, bpy.types.Operator):
+    """Write the object with the shown material as one .glb file"""
+
+    bl_idname = "patina.export_glb"
+    bl_label = "Export GLB"
+
+    def execute(self, context):
+        how, obj = context.scene.patina_export, context.object
+        try:
+            path = _folder(how, variants.current(obj)) / f"{bpy.path.clean_name(obj.name)}.glb"
+            export.write_glb(obj, path, how.overwrite)
+        except _PROBLEMS as error:
+            return failed(self, session.current(), str(error))
+        self.report({"INFO"}, str(path))
+        return {"FINISHED"}
+
+
+class PATINA_OT_mark_asset(_OfTheVariant, bpy.types.Operator):
+    """Put the shown material into the asset browser, with its picture"""
+
+    bl_idname = "patina.mark_asset"
+    bl_label = "Mark as Asset"
+    bl_options = {"UNDO"}
+
+    def execute(self, context):
+        variant = variants.current(context.object)
+        picture = variants.folder_of(variant) / variants.PICTURE
+        export.mark_as_asset(variant.material, variant.prompt, picture)
+        return {"FINISHED"}
+
+
+class PATINA_PT_export(Sidebar, bpy.types.Panel):
+    bl_idname = "PATINA_PT_export"
+    bl_parent_id = "PATINA_PT_main"
+    bl_label = "Export"
+    bl_options = {"DEFAULT_CLOSED"}
+    bl_order = 4
+
+    @classmethod
+    def poll(cls, context):
+        return variants.current(context.object) is not None
+
+    def draw(self, context):
+        layout = self.layout
+        layout.use_property_split = True
+        layout.use_property_decorate = False
+        how = context.scene.patina_export
+        column = layout.column()
+        for name in ("template", "normals", "file_format", "folder", "overwrite"):
+            column.prop(how, name)
+        column = layout.column(align=True)
+        column.operator("patina.export_maps", icon="EXPORT")
+        row = column.row(align=True)
+        row.operator("patina.export_glb")
+        row.operator("patina.mark_asset", icon="ASSET_MANAGER")
+
+
+def _folder(how: PATINA_PG_export, variant) -> Path:
+    """Raises ExportProblem."""
+    if not how.folder:
+        return variants.folder_of(variant) / "export"
+    if how.folder.startswith("//") and not bpy.data.filepath:
+        raise export.ExportProblem("The folder is relative to the .blend, which is not saved yet.")
+    return Path(bpy.path.abspath(how.folder))
+
+
+_CLASSES = (PATINA_PG_export, PATINA_OT_export_maps, PATINA_OT_export_glb, PATINA_OT_mark_asset, PATINA_PT_export)
+
+
+def register() -> None:
+    for cls in _CLASSES:
+        bpy.utils.register_class(cls)
+    bpy.types.Scene.patina_export = PointerProperty(type=PATINA_PG_export)
+
+
+def unregister() -> None:
+    del bpy.types.Scene.patina_export
+    for cls in reversed(_CLASSES):
+        bpy.utils.unregister_class(cls)

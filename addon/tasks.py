@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is done beside runs, one at a time: installing the backend, the doctor, fetching models. No bpy, no thread.
+
+A task has `title`, `fraction`, `text`, `finished`, `error` and `lines`; `tick` goes on a little, `cancel` ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+from pathlib import Path
+
+from . import environment, worker
+
+_MOST_LINES = 60
+
+
+class Install:
+    """Builds the backend's environment."""
+
+    title = "Installing the backend"
+
+    def __init__(self, build: environment.EnvironmentBuild) -> None:
+        self._build = build
+        self.fraction, self.text, self.finished, self.error = 0.0, "", False, ""
+
+    @property
+    def lines(self) -> list[str]:
+        return self._build.last_log_lines(_MOST_LINES)
+
+    def tick(self) -> None:
+        self.fraction, self.text = self._build.tick()
+        self.finished, self.error = self._build.finished, self._build.error
+
+    def cancel(self) -> None:
+        self._build.cancel()
+        self.tick()
+
+
+class Command:
+    """Runs `python -m backend WORDS` in the backend's environment; what it says goes to a file and to `lines`."""
+
+    def __init__(self, title: str, python: Path, package_root: Path, log: Path, words: list[str]) -> None:
+        self.title, self.words = title, words
+        self.fraction, self.text, self.finished, self.error = -1.0, "", False, ""
+        self._log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [str(python), "-I", "-X", "utf8", "-c", worker.BOOTSTRAP, str(package_root), *words]
+        with open(log, "wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**worker.backend_environment(), "PYTHONUNBUFFERED": "1"},
+                **worker.own_group(),
+            )
+
+    @property
+    def lines(self) -> list[str]:
+        return worker.tail_lines(self._log, _MOST_LINES)
+
+    def output(self) -> str:
+        """All it said."""
+        try:
+            return self._log.read_text("utf-8", "replace")
+        except OSError:
+            return ""
+
+    def tick(self) -> None:
+        code = self._process.poll()
+        last = (self.lines or [""])[-1].strip()
+        self.text = last[:120]
+        share = re.search(r"(\d{1,3}) ?%", last)
+        if share:
+            self.fraction = min(int(share[1]), 100) / 100
+        if code is not None and not self.finished:
+            self.finished = True
+            self.error = "" if code == 0 else last or f"It ended with the exit code {code}."
+
+    def cancel(self) -> None:
+        if self._process.poll() is None:
+            worker.end_group(self._process, hard=True)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1.0)
+        self.finished, self.error = True, "Cancelled."

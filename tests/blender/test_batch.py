@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Batches inside bpy against the fake backend: what is done is skipped, what failed is told, killed ones go on."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+pytest.importorskip("bpy")
+
+from . import harness  # noqa: E402
+from .harness import run_scenario  # noqa: E402
+
+_TEN = """
+from addon import command
+def scene():
+    for number in range(8):
+        bpy.ops.mesh.primitive_cube_add(size=1 + number / 10)
+        bpy.context.object.name = f"Chair.{number}"
+(tmp / "list.toml").write_text('''
+[defaults]
+texture_size = 512
+out = "made/{object}"
+[[job]]
+objects = "Chair.[0-6]"
+prompt = "slow"
+seed = 3
+[[job]]
+objects = ["Chair.7", "Nobody*"]
+prompt = "failed"
+[[job]]
+objects = "Cube"
+prompt = "red"
+seeds = [1, 2]
+out = "made/{object}/{seed}"
+''')
+def patina(*words):
+    return command._execute([*words[:1], str(tmp / "list.toml"), *words[1:]])
+def report():
+    import json
+    return json.loads((tmp / "list.batch" / "report.json").read_text())
+"""
+
+
+def test_ten_of_which_two_cannot_be_made(tmp_path):
+    said = run_scenario(
+        tmp_path,
+        _TEN
+        + """
+scene()
+assert patina("batch", "--jobs", "3", "--save-as", str(tmp / "out.blend")) == 1
+made = report()
+assert made["counts"] == {"done": 9, "skipped": 0, "failed": 2, "running": 0, "waiting": 0}, made["counts"]
+by_name = {row["object_name"]: row for row in made["items"]}
+assert "Choose a smaller texture size" in by_name["Chair.7"]["message"] and by_name["Chair.7"]["attempts"] == 2
+assert "No mesh object" in by_name["Nobody*"]["message"]
+for place in [f"Chair.{n}" for n in range(7)] + ["Cube/1", "Cube/2"]:
+    names = {p.name for p in (tmp / "made" / place).iterdir()}
+    assert {"base_color.png", "metallic.png", "roughness.png", "normal.png", "report.json", "picture.png"} <= names
+times = {p: p.stat().st_mtime_ns for p in (tmp / "made").rglob("*.png")}
+assert patina("status") == 1
+assert patina("batch") == 1 and report()["counts"]["skipped"] == 9
+assert {p: p.stat().st_mtime_ns for p in (tmp / "made").rglob("*.png")} == times, "what is done is not touched"
+assert patina("resume") == 1
+
+stamp = tmp / "made" / "Chair.0" / "patina-batch.json"
+stamp.unlink()
+assert patina("batch") == 1
+row = {r["object_name"]: r for r in report()["items"]}["Chair.0"]
+assert row["state"] == "failed" and "--force" in row["message"]
+assert {p: p.stat().st_mtime_ns for p in (tmp / "made").rglob("*.png")} == times
+assert patina("batch", "--force") == 1 and stamp.exists()
+bpy.ops.wm.open_mainfile(filepath=str(tmp / "out.blend"))
+chair = bpy.data.objects["Chair.3"]
+shown = [n.image for n in chair.material_slots[0].material.node_tree.nodes if n.type == "TEX_IMAGE"]
+assert len(shown) == 4 and all("made" in i.filepath and tuple(i.size) == (512, 512) for i in shown)
+""",
+        limit=220,
+    )
+    assert "[1/" in said or "[2/" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("nonsense", "cannot be read"),
+        ("", "must hold [[job]]"),
+        ('[[job]]\nobjects="Cube"\nprompt="x"\ncolour=1', "colour is not known"),
+        ('[[job]]\nobjects="Cube"', "prompt is missing"),
+        ('[[job]]\nobjects="Cube"\nprompt="x"\nquality="best"', "quality must be"),
+        ('[[job]]\nobjects="Cube"\nprompt="x"\nseeds=[1,2]\nout="one"', "Two jobs write to one"),
+        ('[[job]]\nobjects="Cube"\nprompt="x"\nout="{shape}"', "out may hold"),
+    ],
+)
+def test_lists_that_cannot_be_used(tmp_path, content, sentence):
+    from addon import batch, protocol  # noqa: F401
+
+    (tmp_path / "list.toml").write_text(content)
+    with pytest.raises(batch.BatchProblem) as problem:
+        batch.read(tmp_path / "list.toml", ["Cube"])
+    assert sentence in str(problem.value)
+
+
+def test_killed_again_and_again_it_makes_the_same_files(tmp_path):
+    body = _TEN + "scene()\nprint('code', patina('batch', '--jobs', '2'), flush=True)\n"
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    whole.mkdir(), parted.mkdir()
+    run_scenario(whole, body, limit=150)
+    script = parted / "scenario.py"
+    prelude = harness._PRELUDE.format(
+        limit=150, repo=str(harness.REPO), here=str(harness.REPO / "tests" / "blender"), tmp=str(parted)
+    )
+    script.write_text(prelude + textwrap.dedent(body) + "\naddon.unregister()\n")
+    environment = {**os.environ, "BLENDER_USER_RESOURCES": str(parted / "user"), "PATINA_PYTHON": sys.executable}
+    kills = 0
+    for delay in (0.1, 0.7, 1.6, 0.3, 2.5, 1.1, 200):
+        process = subprocess.Popen(
+            [sys.executable, "-u", str(script)], env=environment, cwd=parted, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            for line in process.stdout:
+                if "Patina:" in line:
+                    break
+            process.wait(delay)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait(60)
+        process.stdout.close()
+        time.sleep(0.3)
+    assert kills >= 3, "it was too quick to be killed"
+
+    def files(root):
+        made = {p.relative_to(root).as_posix(): p for p in (root / "made").rglob("*") if p.is_file()}
+        return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in made.items()}
+
+    assert files(parted) == files(whole) and len(files(whole)) >= 9 * 6
+    states = [row["state"] for row in json.loads((parted / "list.batch" / "report.json").read_text())["items"]]
+    assert states.count("failed") == 2 and set(states) <= {"done", "skipped", "failed"}

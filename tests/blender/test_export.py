@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Maps and materials for other programs, checked by readers that are not ours; nothing else in the file changes."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+
+pytest.importorskip("bpy")
+
+from PIL import Image  # noqa: E402
+
+from .harness import run_scenario  # noqa: E402
+
+_MADE = """
+from addon import export, variants
+import untouched
+cube.patina.prompt = "red"
+assert bpy.ops.patina.generate() == {"FINISHED"}
+run = variants.current(cube).run
+maps = images.find(run)
+noise = np.random.default_rng(0)
+for name, image in maps.items():  # maps that tell rows, columns and channels apart
+    values = np.ones((512, 512, 4), np.float32)
+    values[..., :3] = noise.integers(0, 256, (512, 512, 3)) / 255 if name in ("base_color", "normal") else (
+        noise.integers(0, 256, (512, 512, 1)) / 255)
+    image.pixels.foreach_set(values.ravel())
+    image.save()
+shown = {name: images.texels(image) for name, image in maps.items()}
+np.savez(tmp / "shown.npz", **shown)
+how = bpy.context.scene.patina_export
+how.folder = str(tmp / "out")
+def unchanged(call):
+    before = untouched.fingerprint()
+    result = call()
+    assert untouched.difference(before, untouched.fingerprint()) == []
+    return result
+"""
+
+
+def test_templates_bits_and_normals(tmp_path):
+    run_scenario(
+        tmp_path,
+        _MADE
+        + """
+for template in ("SEPARATE", "GLTF", "UNREAL", "UNITY"):
+    how.template, how.folder = template, str(tmp / "out" / template)
+    assert unchanged(bpy.ops.patina.export_maps) == {"FINISHED"}
+how.template, how.file_format, how.folder = "SEPARATE", "PNG16", str(tmp / "out" / "SEPARATE")
+try:
+    bpy.ops.patina.export_maps(); raise AssertionError("wrote over files")
+except RuntimeError as error:
+    assert "exists in" in str(error)
+how.folder, how.normals = str(tmp / "deep"), "DIRECTX"
+assert unchanged(bpy.ops.patina.export_maps) == {"FINISHED"}
+how.file_format = "OPEN_EXR"
+assert unchanged(bpy.ops.patina.export_maps) == {"FINISHED"}
+assert unchanged(lambda: bpy.ops.patina.export_maps.poll())
+how.file_format, how.overwrite = "PNG16", True
+assert unchanged(bpy.ops.patina.export_maps) == {"FINISHED"}
+""",
+    )
+    with np.load(tmp_path / "shown.npz") as stored:
+        shown = {name: np.rint(stored[name] * 255).astype(int) for name in stored.files}
+
+    def read(name):
+        return np.asarray(Image.open(tmp_path / "out" / name)).astype(int)
+
+    assert (read("SEPARATE/Cube_base_color.png") == shown["base_color"]).all()
+    assert (read("SEPARATE/Cube_roughness.png") == shown["roughness"][..., 0]).all()
+    assert (read("SEPARATE/Cube_normal.png") == shown["normal"]).all()
+    orm = read("GLTF/Cube_occlusionRoughnessMetallic.png")
+    for made in (orm, read("UNREAL/T_Cube_ORM.png")):
+        assert (made[..., 0] == 255).all()
+        assert (made[..., 1] == shown["roughness"][..., 0]).all() and (made[..., 2] == shown["metallic"][..., 0]).all()
+    down = read("UNREAL/T_Cube_N.png")
+    assert (down[..., 1] == 255 - shown["normal"][..., 1]).all() and (down[..., 0] == shown["normal"][..., 0]).all()
+    unity = read("UNITY/Cube_MetallicSmoothness.png")
+    assert (unity[..., 3] == 255 - shown["roughness"][..., 0]).all()
+    assert (unity[..., 0] == shown["metallic"][..., 0]).all()
+    assert (read("UNITY/Cube_Normal.png") == shown["normal"]).all()
+
+    deep = np.asarray(Image.open(tmp_path / "deep" / "Cube_roughness.png")).astype(int)
+    assert (deep == shown["roughness"][..., 0] * 257).all(), "16 bits"
+    assert (tmp_path / "deep" / "Cube_normal.png").read_bytes()[24] == 16
+    exr = pytest.importorskip("OpenEXR")
+    with exr.File(str(tmp_path / "deep" / "Cube_base_color.exr")) as file:
+        channels = file.channels()
+        rgb = channels["RGB"].pixels if "RGB" in channels else channels["RGBA"].pixels[..., :3]
+    values = shown["base_color"] / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    assert np.abs(rgb - linear).max() < 2e-3
+    assert not list((tmp_path / "out").rglob(".*")) and not list((tmp_path / "deep").glob(".*"))
+
+
+def test_a_glb_holds_the_material_and_an_asset_its_picture(tmp_path):
+    run_scenario(
+        tmp_path,
+        _MADE
+        + """
+bpy.ops.mesh.primitive_uv_sphere_add()
+bpy.context.object.name = "Other"
+cube.select_set(True); bpy.context.view_layer.objects.active = cube
+assert unchanged(bpy.ops.patina.export_glb) == {"FINISHED"}
+assert sorted(o.name for o in bpy.context.selected_objects) == ["Cube", "Other"]
+made = cube.material_slots[0].material
+assert unchanged(bpy.ops.patina.mark_asset) == {"FINISHED"}
+assert made.asset_data is not None and made.asset_data.description == "red"
+print("preview", tuple(made.preview.image_size) if made.preview else None)
+assert made.preview is not None and made.preview.image_size[0] > 0
+""",
+    )
+    import trimesh
+
+    glb = (tmp_path / "out" / "Cube.glb").read_bytes()
+    header = json.loads(glb[20 : 20 + struct.unpack("<I", glb[12:16])[0]])
+    (surface,) = header["materials"]
+    assert {"baseColorTexture", "metallicRoughnessTexture"} <= surface["pbrMetallicRoughness"].keys()
+    assert "normalTexture" in surface
+    scene = trimesh.load(tmp_path / "out" / "Cube.glb")
+    (mesh,) = scene.geometry.values()
+    assert len(mesh.faces) == 12
+    with np.load(tmp_path / "shown.npz") as stored:
+        shown = {name: np.rint(stored[name] * 255).astype(int) for name in stored.files}
+    packed = np.asarray(mesh.visual.material.metallicRoughnessTexture.convert("RGB")).astype(int)
+    assert np.abs(packed[..., 1] - shown["roughness"][..., 0]).max() <= 1
+    assert np.abs(packed[..., 2] - shown["metallic"][..., 0]).max() <= 1
+    colour = np.asarray(mesh.visual.material.baseColorTexture.convert("RGB")).astype(int)
+    assert np.abs(colour - shown["base_color"]).max() <= 1
