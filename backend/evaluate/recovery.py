@@ -34,7 +34,7 @@ from ..rasterize import GBuffer, Triangles
 from . import _known as known
 from ._shapes import SHAPES
 
-STEPS, VIEWS = 400, 2
+STEPS, VIEWS = 300, 2
 LIGHTS = 10
 UNSEEN_SEED = 987
 # Standard deviation (research.md 7.7: 32 views and lights, 0.02 noise, prior 0.5) up to which a value can be told.

@@ -18,7 +18,7 @@ TABLES = ggx_tables.load()
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Two shapes x two materials at 96 x 96, in few steps; the whole evaluation has 256 x 256 and 400 steps."""
+    """Two shapes x two materials at 96 x 96, in few steps; the whole evaluation has 256 x 256 and more steps."""
     folder = tmp_path_factory.mktemp("recovery")
     options = "--shapes mirrored,box --materials plastic,rusty --size 96 --steps 120".split()
     assert recovery.main(["--json", str(folder / "r.json"), "--picture", str(folder), *options]) == 0
