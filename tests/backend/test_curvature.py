@@ -108,3 +108,12 @@ def test_what_nothing_asks_for_fades_and_what_was_not_read_stays():
     nothing = torch.zeros(1, 7, 2, 2), torch.zeros(1, 1, 2, 2)
     descent.descend([read, unread], sums, [nothing[0], None], [nothing[1], None], [1.0, 1.0], [0.1, 0.1])
     assert torch.allclose(read, torch.tensor(0.9)) and torch.equal(unread, torch.ones(1, 7, 2, 2))
+
+
+def test_the_highlights_of_mirrors_do_not_overflow():
+    """Their derivatives grow to millions, and few of them leave a matrix that float32 cannot solve."""
+    told, uv = curvature.nothing_told(8), torch.full((3, 2), 0.5)
+    for seed in range(4):
+        curvature.observe(told, uv, 1e7 * normal(3, 7, seed=seed))
+    step = curvature.newton_step(told, uv, normal(3, 7), torch.full((3, 3), 0.1))
+    assert torch.isfinite(step).all() and step.abs().max() > 0
