@@ -18,6 +18,8 @@ from addon.protocol import write_beside
 from .descent import MeanDescent
 from .optimisation import Plan, State
 
+COMPANION = "companion."  # begins the names of what a guidance trains beside the maps
+
 
 def write(path: Path, state: State, plan: Plan) -> None:
     """Write beside, then rename: the old checkpoint stays until the new one is whole."""
@@ -47,6 +49,8 @@ def read_into(path: Path, state: State, plan: Plan) -> bool:
             name: value.clone() if value.dim() == 0 else value.to(parameter.device)
             for name, value in ((n, stored[f"{n}.{index}"]) for n in _fresh(state, parameter))
         }
+    if state.companion is not None:
+        state.companion.load({n.removeprefix(COMPANION): v for n, v in stored.items() if n.startswith(COMPANION)})
     state.generator.set_state(stored["generator"])
     state.step = step
     return True
@@ -62,6 +66,8 @@ def _tensors(state: State) -> dict[str, Tensor]:
             tensors[f"{name}.{index}"] = value.detach().clone()
     for index, parameter in enumerate(state.average.parameters()):
         tensors[f"average.{index}"] = parameter.contiguous()
+    if state.companion is not None:
+        tensors |= {f"{COMPANION}{name}": tensor for name, tensor in state.companion.tensors().items()}
     return tensors
 
 

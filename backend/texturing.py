@@ -18,13 +18,13 @@ from torch import Tensor
 from addon import protocol
 from addon.protocol import Event, JobFolder, TextureRequest
 
-from . import checkpoint, ggx_tables, material, optimisation, views
-from .diffusion.interface import Denoiser
-from .distillation import published
-from .guidance import GUIDANCE
+from . import checkpoint, four_views, ggx_tables, latent_paint, material, optimisation, reference, views
+from .diffusion.interface import Denoiser, Resting
+from .distillation import Options, published
+from .guidance import GUIDANCE, TRAINED
 from .maps import write_maps
 from .mesh import Mesh, load_job_mesh
-from .models import ModelShelf, pick_device
+from .models import ModelShelf, pick_device, second_stage, set_control
 from .optimisation import Plan, State
 from .rasterize import Triangles
 from .unseen import nearest_seen
@@ -34,6 +34,10 @@ CHECKPOINT_SECONDS = 20.0
 PREVIEW_SIZE = 256
 # The optimiser resolves no more than its close-ups show; larger outputs are interpolated from it.
 EFFECTIVE_SIZE = 512
+GRADIENT_OF_LATENTS = "sds"  # where the run's own guidance paints no latents
+NO_GUIDANCE = "none"  # a run that ends with what it begins with
+LATEST_WARM, EARLIEST_WARM = 0.5, 0.05  # shares of the timesteps, at most, after a warm start
+REFINED_SIZE = 1024  # with a second stage
 STEPS = {"draft": 260, "standard": 900, "high": 2400}
 VIEWS = {"draft": 4, "standard": 4, "high": 6}
 
@@ -54,6 +58,18 @@ class _Run:
     warnings: list[str]
     seconds: dict[str, float] = field(default_factory=dict)
     preview_number: int = 0
+    earlier: int = 0  # steps of the stage before
+    later: int = 0  # and of the one behind
+    painter: str = ""  # the name of the model that begins
+
+    @property
+    def step(self) -> int:
+        """Of all stages."""
+        return self.earlier + self.state.step
+
+    @property
+    def steps(self) -> int:
+        return self.earlier + self.plan.steps + self.later
 
 
 def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: StopAsked) -> Iterator[Event]:
@@ -63,42 +79,66 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
     "cancel", "pause" or "host gone". Raises MeshError, PromptError, ModelError, ProtocolError, OSError.
     """
     began = time.monotonic()
-    if request.guidance not in GUIDANCE:
-        raise protocol.ProtocolError(f"guidance must be one of {', '.join(GUIDANCE)}.")
+    if request.guidance not in GUIDANCE and not (request.guidance == NO_GUIDANCE and request.start != "uniform"):
+        raise protocol.ProtocolError(
+            f"guidance must be one of {', '.join(GUIDANCE)}, or {NO_GUIDANCE} with the start four_views or "
+            "latent_paint."
+        )
     device = pick_device(request.device)
     model = shelf.get(request.model, device)
+    set_control(model, request.control, request.control_kind, request.control_strength)
     warnings = list(model.set_prompt(request.prompt, request.negative_prompt))
+    second = second_stage(request.second_stage, device) if request.second_stage else None
+    if second is not None:
+        warnings += second.set_prompt(request.prompt, request.negative_prompt)
     loaded = time.monotonic()
     mesh = load_job_mesh(job.mesh)
     plan = make_plan(request, model)
     state = optimisation.new_state(plan, device)
-    resumed = checkpoint.read_into(job.checkpoint, state, plan)
+    optimisation.add_companion(state, plan, model)
     triangles = Triangles.of(mesh, device)
     mask = torch.from_numpy(mesh.face_mask)
-    pool = views.new_pool(triangles, mask, plan.render_size, torch.Generator().manual_seed(plan.seed))
-    run = _Run(request, job, plan, state, pool, mesh, model, warnings)
+    generator = torch.Generator().manual_seed(plan.seed)
+    pool = views.new_pool(triangles, mask, plan.render_size, generator, plan.options.staging)
+    if request.reference:
+        picture = job.path / request.reference
+        pool.reference = reference.new(picture, request.reference_view, triangles, plan.render_size)
+        warnings.append(reference.NO_CLIP)
+    run = _Run(request, job, plan, state, pool, mesh, model, warnings, painter=model.name)
     run.seconds = {"model": loaded - began, "mesh": time.monotonic() - loaded}
-    yield protocol.Started(patina_version(), str(device), model.name, plan.steps, state.step)
+    refined = None if second is None else _second_run(run, second, mask, device)
+    if refined is not None and checkpoint.read_into(job.checkpoint, refined.state, refined.plan):
+        run, resumed = refined, True
+    else:
+        resumed = checkpoint.read_into(job.checkpoint, state, plan)
+    yield protocol.Started(patina_version(), str(device), model.name, run.steps, run.step)
     for sentence in warnings:
         yield protocol.Warning(sentence)
     if not resumed:
         yield from _start(run)
     stopped = yield from _optimise(run, stop_asked)
+    if stopped is None and refined is not None and run is not refined:
+        optimisation.go_on_from(refined.state, state)
+        if isinstance(model, Resting):
+            model.rest()
+        run, refined.preview_number = refined, run.preview_number
+        stopped = yield from _optimise(run, stop_asked)
     if stopped in ("pause", "host gone"):
-        checkpoint.write(job.checkpoint, state, plan)
-        yield protocol.Checkpoint(state.step)
-        yield protocol.Paused("host gone" if stopped == "host gone" else "asked", state.step)
+        checkpoint.write(job.checkpoint, run.state, run.plan)
+        yield protocol.Checkpoint(run.step)
+        yield protocol.Paused("host gone" if stopped == "host gone" else "asked", run.step)
         return
     if stopped == "cancel":
-        yield protocol.Cancelled(state.step, _write(run, *_bake(run)) if state.step else {})
+        yield protocol.Cancelled(run.step, _write(run, *_bake(run)) if run.step else {})
         return
     yield _progress(run, "Writing the maps", None)
     yield from _finish(run, began)
 
 
 def make_plan(request: TextureRequest, model: Denoiser) -> Plan:
+    warm = request.start != "uniform"
     return Plan(
-        steps=request.steps or STEPS[request.quality],
+        steps=0 if request.guidance == NO_GUIDANCE else request.steps or STEPS[request.quality],
         views=request.views or VIEWS[request.quality],
         render_size=request.render_size or model.render_size,
         finest=min(request.texture_size, EFFECTIVE_SIZE),
@@ -106,8 +146,56 @@ def make_plan(request: TextureRequest, model: Denoiser) -> Plan:
         guidance_scale=model.guidance_scale if request.guidance_scale is None else request.guidance_scale,
         pattern_scale=request.pattern_scale,
         seed=request.seed,
-        options=replace(published(request.guidance), negative_prompt=bool(request.negative_prompt.strip())),
+        options=_options(request),
+        all_detail_at=0.0 if warm else Plan.all_detail_at,
     )
+
+
+def _options(request: TextureRequest) -> Options:
+    try:
+        options = published(request.guidance, request.options)
+    except ValueError as error:
+        raise protocol.ProtocolError(str(error)) from error
+    if request.start != "uniform":
+        # Late timesteps would paint over what is there already.
+        options = replace(
+            options,
+            highest=tuple(min(share, LATEST_WARM) for share in options.highest),
+            lowest=tuple(min(share, EARLIEST_WARM) for share in options.lowest),
+        )
+    return replace(options, negative_prompt=bool(request.negative_prompt.strip()))
+
+
+def second_plan(plan: Plan, request: TextureRequest, model: Denoiser) -> Plan:
+    """How the second stage of a cascade goes on: larger pictures, half as many steps, small changes of all detail."""
+    return replace(
+        plan,
+        steps=max(1, plan.steps // 2),
+        render_size=model.render_size,
+        finest=min(request.texture_size, REFINED_SIZE),
+        guidance_scale=model.guidance_scale,
+        learning_rate=plan.learning_rate / 3,
+        normal_from=0.0,
+        all_detail_at=0.0,
+        average_from=0.2,
+        binary_from=0.0,
+        options=replace(
+            plan.options, highest=(0.6, 0.3), lowest=(0.1, 0.02), guidance_scale_end=None, joint_views=False
+        ),
+    )
+
+
+def _second_run(first: _Run, model: Denoiser, mask: Tensor, device: torch.device) -> _Run:
+    plan = second_plan(first.plan, first.request, model)
+    state = optimisation.new_state(plan, device)
+    optimisation.add_companion(state, plan, model)
+    generator = torch.Generator().manual_seed(plan.seed)
+    pool = views.new_pool(first.pool.triangles, mask, plan.render_size, generator, plan.options.staging)
+    if first.request.reference:
+        picture = first.job.path / first.request.reference
+        pool.reference = reference.new(picture, first.request.reference_view, pool.triangles, plan.render_size)
+    first.later = plan.steps
+    return replace(first, plan=plan, state=state, pool=pool, model=model, earlier=first.plan.steps, later=0)
 
 
 def _start(run: _Run) -> Iterator[Event]:
@@ -116,8 +204,57 @@ def _start(run: _Run) -> Iterator[Event]:
     yield _progress(run, "Choosing the material", None)
     device = run.pool.triangles.positions.device
     optimisation.start(run.state, run.plan, run.model, run.pool, ggx_tables.load().to(device))
+    if run.request.start == "four_views":
+        yield _progress(run, "Painting four views", None)
+        _paint_four_views(run)
+    if run.request.start == "latent_paint":
+        yield _progress(run, "Painting latents", None)
+        yield from _paint_latents(run)
     run.seconds["start"] = time.monotonic() - start
     yield _preview(run, material.texels(run.mesh, PREVIEW_SIZE, device))
+
+
+def _paint_four_views(run: _Run) -> None:
+    """Give the maps the base colour that the model paints in four views."""
+    device, plan = run.pool.triangles.positions.device, run.plan
+    tables, maps = ggx_tables.load().to(device), run.state.maps
+    surface = material.stored_values(maps.volumes[0].detach().flatten())
+    painted = four_views.paint(
+        run.model, run.pool.triangles, surface, tables, plan.guidance_scale, plan.options,
+        (plan.pattern_scale, optimisation.pattern_offset(plan)), run.state.generator,
+    )  # fmt: skip
+    where = material.texels(run.mesh, maps.pyramid[-1].shape[-1], device)
+    colors = four_views.base_color_of(painted, surface, tables)
+    known = four_views.project(painted, colors, run.pool.triangles, where)
+    for each in (maps, run.state.average):
+        four_views.settle(each, *known, where)
+
+
+def _paint_latents(run: _Run) -> Iterator[Event]:
+    """Give the maps the base colour that Latent-Paint paints, showing it while it grows."""
+    plan, pool, maps = run.plan, run.pool, run.state.maps
+    device, told = pool.triangles.positions.device, time.monotonic()
+    where = material.texels(run.mesh, maps.pyramid[-1].shape[-1], device)
+    small = material.texels(run.mesh, PREVIEW_SIZE, device)
+    method = GRADIENT_OF_LATENTS if plan.guidance in (NO_GUIDANCE, *TRAINED) else plan.guidance
+    # It begins with noise, whatever the distillation behind it begins with.
+    options = replace(plan.options, highest=Options.highest, lowest=Options.lowest)
+    mask = torch.from_numpy(run.mesh.face_mask)
+    steps = latent_paint.paint(
+        run.model, pool.triangles, mask, method, plan.guidance_scale, plan.views, options.latent_steps, options,
+        run.state.generator,
+    )  # fmt: skip
+    for texture in steps:
+        image = latent_paint.preview(texture)
+        if image is not None and time.monotonic() - told > PREVIEW_SECONDS:
+            known = torch.ones(len(where.index), device=device)
+            four_views.settle(run.state.average, latent_paint.colors(image, where), known, where)
+            yield _preview(run, small)
+            told = time.monotonic()
+    image = latent_paint.decoded(run.model, texture)
+    known = torch.ones(len(where.index), device=device)
+    for each in (maps, run.state.average):
+        four_views.settle(each, latent_paint.colors(image, where), known, where)
 
 
 def _optimise(run: _Run, stop_asked: StopAsked) -> Iterator[Event]:
@@ -128,7 +265,8 @@ def _optimise(run: _Run, stop_asked: StopAsked) -> Iterator[Event]:
     began, first_step = time.monotonic(), state.step
     told = previewed = began
     saved = began
-    yield _progress(run, "Painting", None)
+    stage = "Refining" if run.earlier else "Painting"
+    yield _progress(run, stage, None)
     while state.step < plan.steps:
         why = stop_asked()
         if why:
@@ -137,22 +275,21 @@ def _optimise(run: _Run, stop_asked: StopAsked) -> Iterator[Event]:
         now = time.monotonic()
         if now - told > 0.25 or state.step == plan.steps:
             per_step = (now - began) / (state.step - first_step)
-            yield _progress(run, "Painting", per_step * (plan.steps - state.step))
+            yield _progress(run, stage, per_step * (plan.steps - state.step))
             told = now
         if now - previewed > PREVIEW_SECONDS or (state.step - first_step == 8):
             yield _preview(run, preview_texels)
             previewed = time.monotonic()
         if now - saved > CHECKPOINT_SECONDS:
             checkpoint.write(run.job.checkpoint, state, plan)
-            yield protocol.Checkpoint(state.step)
+            yield protocol.Checkpoint(run.step)
             saved = time.monotonic()
-    run.seconds["optimisation"] = time.monotonic() - began
+    run.seconds["refinement" if run.earlier else "optimisation"] = time.monotonic() - began
     return None
 
 
 def _progress(run: _Run, stage: str, seconds_left: float | None) -> protocol.Progress:
-    done = run.state.step / run.plan.steps
-    return protocol.Progress(stage, run.state.step, run.plan.steps, 0.97 * done, seconds_left)
+    return protocol.Progress(stage, run.step, run.steps, 0.97 * run.step / max(1, run.steps), seconds_left)
 
 
 def _preview(run: _Run, where: material.Texels) -> protocol.Preview:
@@ -164,7 +301,7 @@ def _preview(run: _Run, where: material.Texels) -> protocol.Preview:
     for old in run.job.previews.glob("*.png"):
         if old.name[:5].isdigit() and int(old.name[:5]) < run.preview_number - 3:
             old.unlink(missing_ok=True)
-    return protocol.Preview(run.preview_number, run.state.step, _relative(run.job, paths))
+    return protocol.Preview(run.preview_number, run.step, _relative(run.job, paths))
 
 
 def _last_preview(job: JobFolder) -> int:
@@ -217,9 +354,12 @@ def _finish(run: _Run, began: float) -> Iterator[Event]:
         "prompt": run.request.prompt,
         "negative_prompt": run.request.negative_prompt,
         "seed": run.request.seed,
-        "model": run.model.name,
+        "model": run.painter,
         "quality": run.request.quality,
-        "steps": run.plan.steps,
+        "second_stage": run.request.second_stage,
+        "guidance": run.request.guidance,
+        "options": run.request.options,
+        "steps": run.steps,
         "texture_size": run.request.texture_size,
         "effective_resolution": run.plan.finest,
         "seconds": {name: round(value, 3) for name, value in run.seconds.items()},
