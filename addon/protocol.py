@@ -33,6 +33,12 @@ PROTOCOL_VERSION = 1
 MAP_NAMES = ("base_color", "metallic", "roughness", "normal")
 QUALITIES = ("draft", "standard", "high")
 TEXTURE_SIZES = (512, 1024, 2048, 4096)
+# In the object's frame, the object in the unit sphere: azimuth 0 is its front, distance from its middle.
+REFERENCE_VIEW = {
+    "azimuth_deg": (-360.0, 360.0), "elevation_deg": (-90.0, 90.0), "distance": (1.01, 100.0), "fov_deg": (1.0, 120.0)
+}  # fmt: skip
+STARTS = ("uniform", "four_views", "latent_paint")  # what a run begins with; guidance “none” leaves it at that
+CONTROL_KINDS = ("depth", "normal")
 BUILT_IN_MODEL = "built-in"
 
 # mesh.npz: name -> (shape behind the triangle axis, dtype). Corners of the triangulated evaluated
@@ -97,6 +103,14 @@ class TextureRequest:
     render_size: int | None = None  # pixels; None: what the model was made for
     device: str = "auto"  # auto | cpu | cuda | mps
     protocol_version: int = PROTOCOL_VERSION
+    control: str = ""  # folder or id of a ControlNet
+    control_kind: str = ""  # one of CONTROL_KINDS; empty: what the folder is called
+    control_strength: float = 1.0
+    second_stage: str = ""  # folder or id of a model that enlarges what `model` paints
+    start: str = "uniform"  # one of STARTS
+    reference: str = ""  # a square picture, in the job folder or by its whole path
+    reference_view: dict[str, float] = field(default_factory=dict)  # where it was taken from: some of REFERENCE_VIEW
+    options: dict[str, str] = field(default_factory=dict)  # of the guidance, by name, in words
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -120,17 +134,32 @@ class TextureRequest:
         _require(self.device in ("auto", "cpu", "cuda", "mps"), "device", "must be auto, cpu, cuda or mps")
         if self.guidance_scale is not None:
             _require(0.0 <= self.guidance_scale <= 200.0, "guidance_scale", "must lie between 0 and 200")
+        _require(self.control_kind in ("", *CONTROL_KINDS), "control_kind", f"must be {' or '.join(CONTROL_KINDS)}")
+        _require(0.0 <= self.control_strength <= 2.0, "control_strength", "must lie between 0 and 2")
+        _require(self.start in STARTS, "start", f"must be one of {', '.join(STARTS)}")
+        for name, value in self.reference_view.items():
+            known = ", ".join(REFERENCE_VIEW)
+            _require(name in REFERENCE_VIEW, "reference_view", f"knows no “{name}”; it knows {known}")
+            lowest, highest = REFERENCE_VIEW[name]
+            _require(lowest <= value <= highest, f"reference_view.{name}", f"must lie between {lowest} and {highest}")
         for name, lowest, highest in (("steps", 1, 100_000), ("views", 1, 64), ("render_size", 16, 2048)):
             value = getattr(self, name)
             _require(value is None or lowest <= value <= highest, name, f"must lie between {lowest} and {highest}")
 
 
+# Fields that requests of version 1 may lack.
+ADDED_LATER = (
+    "control", "control_kind", "control_strength", "second_stage", "start", "reference", "reference_view", "options"
+)  # fmt: skip
+
+
 def upgrade_request(stored: dict) -> dict:
-    """Bring a stored request of an older protocol version to this one (version 1: nothing to do)."""
+    """Bring a stored request of an older protocol version, or from before one of ADDED_LATER, to this one."""
     version = stored.get("protocol_version")
     if not isinstance(version, int) or not 1 <= version <= PROTOCOL_VERSION:
         raise ProtocolError(f"protocol_version {version!r} is newer than this Patina ({PROTOCOL_VERSION})")
-    return stored
+    defaults = dataclasses.asdict(TextureRequest(prompt="-"))
+    return {**{name: defaults[name] for name in ADDED_LATER}, **stored}
 
 
 # --- events: backend -> host, one JSON line each in events.jsonl ------------------------------
