@@ -36,6 +36,12 @@ QUALITIES = ("draft", "standard", "high")
 TEXTURE_SIZES = (512, 1024, 2048, 4096)
 FILE_FORMATS = {"png": (8, 16), "exr": (16, 32)}  # and their bits a channel, the usual ones first
 RASTERIZERS = ("auto", "torch", "embree", "nvdiffrast")  # auto never takes nvdiffrast: its licence is not free
+# In the object's frame, the object in the unit sphere: azimuth 0 is its front, distance from its middle.
+REFERENCE_VIEW = {
+    "azimuth_deg": (-360.0, 360.0), "elevation_deg": (-90.0, 90.0), "distance": (1.01, 100.0), "fov_deg": (1.0, 120.0)
+}  # fmt: skip
+STARTS = ("uniform", "four_views", "latent_paint")  # what a run begins with; guidance “none” leaves it at that
+CONTROL_KINDS = ("depth", "normal")
 BUILT_IN_MODEL = "built-in"
 
 # mesh.npz: name -> (shape behind the triangle axis, dtype). Corners of the triangulated evaluated
@@ -107,6 +113,14 @@ class TextureRequest:
     strength: float = 1.0  # with start_maps: 1 paints anew, less changes less
     locked_maps: list[str] = field(default_factory=list)  # maps that stay as they are in start/
     mask_border: float = 0.0  # width of the soft border inside the mask, in object radii
+    control: str = ""  # folder or id of a ControlNet
+    control_kind: str = ""  # one of CONTROL_KINDS; empty: what the folder is called
+    control_strength: float = 1.0
+    second_stage: str = ""  # folder or id of a model that enlarges what `model` paints
+    start: str = "uniform"  # one of STARTS
+    reference: str = ""  # a square picture, in the job folder or by its whole path
+    reference_view: dict[str, float] = field(default_factory=dict)  # where it was taken from: some of REFERENCE_VIEW
+    options: dict[str, str] = field(default_factory=dict)  # of the guidance, by name, in words
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -142,6 +156,14 @@ class TextureRequest:
             _require(name in MAP_NAMES, "locked_maps", f"may hold {', '.join(MAP_NAMES)} only")
         _require(len(set(self.locked_maps)) < len(MAP_NAMES), "locked_maps", "holds all maps, so nothing can change")
         _require(self.start_maps or not self.locked_maps, "locked_maps", "needs start_maps")
+        _require(self.control_kind in ("", *CONTROL_KINDS), "control_kind", f"must be {' or '.join(CONTROL_KINDS)}")
+        _require(0.0 <= self.control_strength <= 2.0, "control_strength", "must lie between 0 and 2")
+        _require(self.start in STARTS, "start", f"must be one of {', '.join(STARTS)}")
+        for name, value in self.reference_view.items():
+            known = ", ".join(REFERENCE_VIEW)
+            _require(name in REFERENCE_VIEW, "reference_view", f"knows no “{name}”; it knows {known}")
+            lowest, highest = REFERENCE_VIEW[name]
+            _require(lowest <= value <= highest, f"reference_view.{name}", f"must lie between {lowest} and {highest}")
         for name, lowest, highest in (("steps", 1, 100_000), ("views", 1, 64), ("render_size", 16, 2048)):
             value = getattr(self, name)
             _require(value is None or lowest <= value <= highest, name, f"must lie between {lowest} and {highest}")

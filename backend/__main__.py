@@ -77,6 +77,17 @@ def _parser() -> argparse.ArgumentParser:
     texture.add_argument("--model", default=defaults.model)
     texture.add_argument("--guidance", default=defaults.guidance, help="how the model is distilled: clamped, sds, …")
     texture.add_argument("--guidance-scale", type=float, help="w: 1 is the prompt alone; without it the model's own")
+    texture.add_argument("--control", default=defaults.control, help="folder of a depth or normal ControlNet")
+    texture.add_argument("--control-kind", choices=protocol.CONTROL_KINDS, default=defaults.control_kind)
+    texture.add_argument("--control-strength", type=float, default=defaults.control_strength)
+    texture.add_argument("--second-stage", default=defaults.second_stage, help="folder of a model that enlarges")
+    texture.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="of the guidance")
+    texture.add_argument("--reference", type=Path, help="a square picture of the object")
+    texture.add_argument("--reference-view", default="", metavar="AZIMUTH,ELEVATION[,DISTANCE,FOV]",
+                         help="where the picture was taken from, in degrees and object radii; without it the front")
+    texture.add_argument("--start", choices=protocol.STARTS, default=defaults.start,
+                         help="four_views: four pictures painted together; latent_paint: a texture of latents; with "
+                         "--guidance none that is all")
     texture.add_argument("--steps", type=int, help="optimiser steps; without it what the quality says")
     texture.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default=defaults.device)
     texture.add_argument("--format", choices=protocol.FILE_FORMATS, default=defaults.file_format)
@@ -161,6 +172,14 @@ def _texture(options: argparse.Namespace) -> int:
         model=_model_named(options.model),
         guidance=options.guidance,
         guidance_scale=options.guidance_scale,
+        reference=f"reference{options.reference.suffix}" if options.reference else "",
+        reference_view=_view(options.reference_view),
+        start=options.start,
+        second_stage=_model_named(options.second_stage),
+        options=_settings(options.set),
+        control=_model_named(options.control),
+        control_kind=options.control_kind,
+        control_strength=options.control_strength,
         steps=options.steps,
         pattern_scale=options.pattern_scale,
         device=options.device,
@@ -170,6 +189,8 @@ def _texture(options: argparse.Namespace) -> int:
     )
     if not options.mesh.is_file():
         raise UsageError(f"There is no mesh file {options.mesh}.")
+    if options.reference and not options.reference.is_file():
+        raise UsageError(f"There is no reference picture {options.reference}.")
     from . import glb, mesh, uv
 
     try:
@@ -178,6 +199,8 @@ def _texture(options: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     job_folder = protocol.JobFolder(_new_job_folder(options.out))
     mesh.save_job_mesh(job_folder.mesh, arrays)
+    if options.reference:
+        shutil.copy2(options.reference, job_folder.path / request.reference)
     job_folder.write_request(request)
     code = _run_here(job_folder)
     if code == protocol.EXIT_OK:
@@ -189,9 +212,29 @@ def _texture(options: argparse.Namespace) -> int:
     return code
 
 
+def _view(text: str) -> dict[str, float]:
+    if not text:
+        return {}
+    try:
+        values = [float(part) for part in text.split(",")]
+        return dict(zip(("azimuth_deg", "elevation_deg", "distance", "fov_deg")[: len(values)], values, strict=True))
+    except ValueError:
+        raise UsageError(
+            f"“{text}” is no view; it is written AZIMUTH,ELEVATION or AZIMUTH,ELEVATION,DISTANCE,FOV.",
+            protocol.EXIT_USAGE,
+        ) from None
+
+
+def _settings(given: list[str]) -> dict[str, str]:
+    for text in given:
+        if "=" not in text:
+            raise UsageError(f"“--set {text}” says no value; it is written OPTION=VALUE.", protocol.EXIT_USAGE)
+    return dict(text.split("=", 1) for text in given)
+
+
 def _model_named(name: str) -> str:
     """A model's folder by its whole path: the job may be resumed from elsewhere."""
-    return str(Path(name).absolute()) if name != protocol.BUILT_IN_MODEL and Path(name).exists() else name
+    return str(Path(name).absolute()) if name not in ("", protocol.BUILT_IN_MODEL) and Path(name).exists() else name
 
 
 def _new_job_folder(out: Path) -> Path:

@@ -17,6 +17,8 @@ from addon.protocol import write_beside
 
 from .optimisation import Plan, State
 
+COMPANION = "companion."  # begins the names of what a guidance trains beside the maps
+
 
 def write(path: Path, state: State, plan: Plan) -> None:
     """Write beside, then rename: the old checkpoint stays until the new one is whole."""
@@ -38,14 +40,17 @@ def read_into(path: Path, state: State, plan: Plan) -> bool:
         return False
     with torch.no_grad():
         for name, tensor in wanted.items():
-            tensor.copy_(stored[name])
+            if not name.startswith(COMPANION):
+                tensor.copy_(stored[name])
+    if state.companion is not None:
+        state.companion.load({n.removeprefix(COMPANION): v for n, v in stored.items() if n.startswith(COMPANION)})
     state.generator.set_state(stored["generator"])
     state.step = step
     return True
 
 
 def _tensors(state: State) -> dict[str, Tensor]:
-    """All tensors of a state by name; but for the generator's they are the state's own."""
+    """All tensors of a state by name; but for the generator's and the companion's they are the state's own."""
     groups = {
         "maps": state.maps.parameters(),
         "average": state.average.parameters(),
@@ -54,6 +59,8 @@ def _tensors(state: State) -> dict[str, Tensor]:
         "told": [state.told],
     }
     tensors = {f"{name}.{index}": t.detach() for name, group in groups.items() for index, t in enumerate(group)}
+    if state.companion is not None:
+        tensors |= {f"{COMPANION}{name}": tensor for name, tensor in state.companion.tensors().items()}
     return {"generator": state.generator.get_state(), **tensors}
 
 

@@ -47,16 +47,16 @@ def observe(told: Tensor, uv: Tensor, signed: Tensor) -> None:
 
 @torch.no_grad()
 def newton_step(told: Tensor, uv: Tensor, slope: Tensor, residual: Tensor) -> Tensor:
-    """(N, 7) to subtract from the stored values at uv (N, 2), so that display colours lose `residual` (N, 3).
+    """(N, K) to subtract from the first K stored values at uv (N, 2), so that display colours lose `residual` (N, 3).
 
-    slope (N, 7) is J' residual. A pixel in a highlight says much more than the mean A allows for: with j its own
+    slope (N, K) is J' residual; the values behind the K-th stay as they are. A pixel in a highlight says much more than the mean A allows for: with j its own
     derivative along the residual, (A + j j')^-1 j = A^-1 j / (1 + j' A^-1 j) (Sherman and Morrison), which never goes
     farther than the residual.
     """
     sums = _read(told, uv).unbind(1)
     weight = sums[-1] + EXPECTED_POINTS
     mean = {pair: total / weight for pair, total in zip(PAIRS, sums[:-1], strict=True)}
-    for value in range(VALUES):
+    for value in range(slope.shape[1]):
         mean[value, value] = mean[value, value] + EXPECTED * EXPECTED_POINTS / weight + DAMPING
     step = _solve(mean, slope)
     own = (slope * step).sum(1) / (residual**2).sum(1).clamp(min=1e-12)
@@ -69,28 +69,28 @@ def _read(image: Tensor, uv: Tensor) -> Tensor:
 
 
 def _solve(matrix: dict[tuple[int, int], Tensor], right: Tensor) -> Tensor:
-    """x (N, 7) of `matrix` x = right (N, 7), one symmetric positive matrix a point, as its lower triangle's (N,).
+    """x (N, K) of `matrix` x = right (N, K), one symmetric positive matrix a point, as its lower triangle's (N,).
 
     LDL' written out: one operation for all points at once is many times as fast as LAPACK's batches of small ones.
     """
-    lower, pivot = {}, []
-    for column in range(VALUES):
+    lower, pivot, count = {}, [], right.shape[1]
+    for column in range(count):
         scaled = [lower[column, k] * pivot[k] for k in range(column)]
         left = matrix[column, column]
         for k in range(column):
             left = left - lower[column, k] * scaled[k]
         pivot.append(left.clamp(min=DAMPING / 10))
-        for row in range(column + 1, VALUES):
+        for row in range(column + 1, count):
             left = matrix[row, column]
             for k in range(column):
                 left = left - lower[row, k] * scaled[k]
             lower[row, column] = left / pivot[column]
     x = list(right.unbind(1))
-    for row in range(VALUES):
+    for row in range(count):
         for k in range(row):
             x[row] = x[row] - lower[row, k] * x[k]
     x = [value / p for value, p in zip(x, pivot, strict=True)]
-    for row in reversed(range(VALUES)):
-        for k in range(row + 1, VALUES):
+    for row in reversed(range(count)):
+        for k in range(row + 1, count):
             x[row] = x[row] - lower[k, row] * x[k]
     return torch.stack(x, dim=1)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from .diffusion.interface import Denoiser, Scene, decode, encode
+from .diffusion.interface import Companion, Denoiser, Scene, decode, encode
 from .guidance import GUIDANCE, GuidanceError, Look
-
-FOUR = 4  # pictures of a joint 2 x 2 one
+from .tiling import FOUR, tile, untile
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,10 @@ class Options:
     highest, lowest: timesteps as shares of all, (at the start, at the end); anneal: "sqrt" or "linear" in between.
     weighting: one of WEIGHTINGS; None: the method's own. negative_prompt: whether there is one.
     k_steps, reuse: model calls of a multi-step target, and optimiser steps that use it.
+    grid_start, grid_strength, grid_steps: of four views (four_views.py): whether they begin as a "render" or a "blob",
+    the share of the timesteps they begin at, and the model calls.
+    latent_steps: of Latent-Paint.
+    staging: whose cameras and lights: Patina's "own" or those of "dreamfusion", with its three kinds of shading.
     """
 
     guidance_scale_end: float | None = None
@@ -48,6 +51,11 @@ class Options:
     inversion_steps: int = 10
     inversion_noise: float = 0.3
     joint_views: bool = False
+    staging: str = "own"
+    grid_start: str = "render"
+    grid_strength: float = 0.95
+    grid_steps: int = 30
+    latent_steps: int = 400
 
     def __post_init__(self) -> None:
         if self.guidance_scale_end is not None and not 0 <= self.guidance_scale_end <= 200:
@@ -63,21 +71,49 @@ class Options:
             raise ValueError(f"Timesteps anneal “sqrt” or “linear”, not “{self.anneal}”.")
         if self.weighting is not None and self.weighting not in WEIGHTINGS:
             raise ValueError(f"There is no weighting “{self.weighting}”; there are {', '.join(WEIGHTINGS)}.")
-        if min(self.k_steps, self.reuse, self.inversion_steps) < 1:
-            raise ValueError("k_steps, reuse and inversion_steps must be at least 1.")
+        if self.grid_start not in ("render", "blob"):
+            raise ValueError(f"Four views begin as a “render” or as a “blob”, not as “{self.grid_start}”.")
+        if not 0.02 < self.grid_strength <= 1 or self.grid_steps < 1:
+            raise ValueError("Four views need a strength over 0.02 and at most 1, and at least one step.")
+        if self.staging not in ("own", "dreamfusion"):
+            raise ValueError(f"Cameras and lights are “own” or of “dreamfusion”, not of “{self.staging}”.")
+        if min(self.k_steps, self.reuse, self.inversion_steps, self.latent_steps) < 1:
+            raise ValueError("k_steps, reuse, inversion_steps and latent_steps must be at least 1.")
 
 
 # What a method's authors chose beside the method itself; everything else is as in Options.
 PUBLISHED: dict[str, dict] = {
+    "sds": {"highest": (0.98, 0.98), "lowest": (0.02, 0.02), "staging": "dreamfusion"},
     "hifa": {"highest": (0.98, 0.3), "lowest": (0.98, 0.3)},
     "ism": {"highest": (0.98, 0.5), "lowest": (0.02, 0.02), "anneal": "linear"},
     "sdi": {"highest": (0.98, 0.25), "lowest": (0.98, 0.25), "anneal": "linear"},
+    "vsd": {"highest": (0.98, 0.5), "lowest": (0.02, 0.02), "anneal": "linear"},
 }
 
 
-def published(name: str) -> Options:
-    """The options the method `name` was published with, where they matter to it."""
-    return Options(**PUBLISHED.get(name, {}))
+def published(name: str, settings: dict[str, str] | None = None) -> Options:
+    """The options the method `name` was published with, where they matter to it, and what `settings` say instead: name
+    of an option -> its value in words ("0.5", "true", "0.98,0.5"). Raises ValueError with a sentence."""
+    read = {option: _read(option, text) for option, text in (settings or {}).items()}
+    return Options(**{**PUBLISHED.get(name, {}), **read})
+
+
+def _read(option: str, text: str) -> object:
+    kinds = {field.name: str(field.type) for field in fields(Options) if field.name != "negative_prompt"}
+    if option not in kinds:
+        raise ValueError(f"There is no option “{option}”; there are {', '.join(kinds)}.")
+    kind = kinds[option]
+    try:
+        if kind == "bool":
+            return {"true": True, "false": False}[text.lower()]
+        if kind.startswith("tuple"):
+            low, high = text.split(",")
+            return float(low), float(high)
+        if "None" in kind and text.lower() == "none":
+            return None
+        return int(text) if kind == "int" else float(text) if kind.startswith("float") else text
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"The option “{option}” cannot be “{text}”; it is of the kind {kind}.") from error
 
 
 def timesteps(
@@ -158,6 +194,7 @@ def take_aim(
     scale: float,
     options: Options,
     generator: torch.Generator,
+    companion: Companion | None = None,
 ) -> Aim:
     """Where `model` wants pictures x0 (B, 3, H, W) in -1..1 with the object's mask (B, 1, H, W).
 
@@ -166,13 +203,16 @@ def take_aim(
     if not scale >= 0:
         raise ValueError(f"The guidance scale is {scale}; it must be 0 or more.")
     if options.joint_views:
-        return _joint(model, x0, scene, mask, progress, method, scale, options, generator)
+        return _joint(model, x0, scene, mask, progress, method, scale, options, generator, companion)
     t = timesteps(len(x0), progress, len(model.alphas_cumprod), generator, options).to(x0.device)
     with torch.no_grad():
         clean = encode(model, x0)
         noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype).to(clean.device)
+        if getattr(model, "enlarges", False):
+            grain = torch.randn(x0.shape, generator=generator, dtype=x0.dtype).to(x0.device)
+            scene = replace(scene, picture=x0, grain=grain)
         scale = guidance_scale(scale, options, progress)
-        look = Look(model, scene, clean, noise, t, scale, progress, options, generator)
+        look = Look(model, scene, clean, noise, t, scale, progress, options, generator, companion)
         target = GUIDANCE[method](look)
         picture = decode(model, target.x0)
         if target.shift and picture is not target.x0:
@@ -190,7 +230,7 @@ def take_aim(
 
 def _joint(
     model: Denoiser, x0: Tensor, scene: Scene, mask: Tensor, progress: float, method: str, scale: float,
-    options: Options, generator: torch.Generator,
+    options: Options, generator: torch.Generator, companion: Companion | None,
 ) -> Aim:  # fmt: skip
     """As `take_aim`, with every four pictures tiled to one 2 x 2 picture, so that the model paints them together."""
     if getattr(model, "sees_geometry", True):
@@ -200,22 +240,9 @@ def _joint(
         )
     count = len(x0)
     filled = torch.arange(-(-count // FOUR) * FOUR, device=x0.device).clamp(max=count - 1)
-    together = replace(scene, size=2 * scene.size, azimuth_deg=None, elevation_deg=None)
+    together = replace(scene, size=2 * scene.size, azimuth_deg=None, elevation_deg=None, tiles=tuple(filled.tolist()))
     aim = take_aim(
         model, tile(x0[filled]), together, tile(mask[filled]), progress, method, scale,
-        replace(options, joint_views=False), generator,
+        replace(options, joint_views=False), generator, companion,
     )  # fmt: skip
     return Aim(untile(aim.picture)[:count], aim.weight.repeat_interleave(FOUR)[:count])
-
-
-def tile(pictures: Tensor) -> Tensor:
-    """(4 B, C, H, W) -> (B, C, 2 H, 2 W): first and second above third and fourth."""
-    first, second, third, fourth = (pictures[place::FOUR] for place in range(FOUR))
-    return torch.cat((torch.cat((first, second), dim=3), torch.cat((third, fourth), dim=3)), dim=2)
-
-
-def untile(tiled: Tensor) -> Tensor:
-    """The inverse of `tile`."""
-    above, below = tiled.chunk(2, dim=2)
-    quarters = torch.stack((*above.chunk(2, dim=3), *below.chunk(2, dim=3)), dim=1)
-    return quarters.flatten(0, 1)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .diffusion.interface import Denoiser, Latent, ModelError, Prediction, Scene, Worded
+from .diffusion.interface import Companion, Denoiser, Latent, ModelError, Prediction, Scene, Worded
 
 if TYPE_CHECKING:
     from .distillation import Options
@@ -67,7 +67,7 @@ class Look:
     """One noisy look at B pictures, and the model to ask about it.
 
     x0 and noise (B, C, H, W) are in the model's space: the picture's values, or latents; timestep (B,);
-    progress 0..1 of the run; the generator is for what a method draws besides.
+    progress 0..1 of the run; the generator is for what a method draws besides; the companion is vsd's.
     """
 
     model: Denoiser
@@ -79,6 +79,7 @@ class Look:
     progress: float
     options: Options
     generator: torch.Generator
+    companion: Companion | None = None
 
     def alpha_bar(self, timestep: Tensor) -> Tensor:
         """(B,) of timesteps (B,), on the pictures' device."""
@@ -238,6 +239,20 @@ def k_step(look: Look) -> Target:
     return Target(x0_hat, conditional, weighting="uniform", clamp=True)
 
 
+def vsd(look: Look) -> Target:
+    """Variational score distillation (ProlificDreamer, Wang et al. 2023): d = e_w - e_lora, where e_lora is what a copy
+    of the model says, which is trained on this run's own pictures. Where it knows the picture itself, this is SDS."""
+    if look.companion is None:
+        raise GuidanceError(
+            f"The guidance “vsd” trains a copy of the model beside the maps, which “{look.model.name}” does not offer. "
+            "Choose another guidance, or another model."
+        )
+    x0_hat, conditional = look.guided(look.noisy, look.timestep)
+    own = look.companion.predict(look.noisy, look.timestep, look.scene)
+    look.companion.learn(look.x0, look.scene, look.generator)
+    return Target(look.x0 + (x0_hat - own), conditional, shift=True)
+
+
 def _times_up_to(end: Tensor, stride: int) -> list[tuple[Tensor, Tensor]]:
     """(now, after) from 0 up to timesteps `end` (B,); a picture that has arrived stays, whatever the others do."""
     times = [(end * 0 + number * stride).clamp(max=end) for number in range(-(-int(end.max()) // stride) + 1)]
@@ -252,6 +267,7 @@ def _invert(look: Look, noisy: Tensor, now: Tensor, after: Tensor, scale: float)
     return torch.where((after == now).view(-1, 1, 1, 1), noisy, further), noise
 
 
+TRAINED = ("vsd",)  # methods that need a companion
 Guidance = Callable[[Look], Target]
 GUIDANCE: dict[str, Guidance] = {
     "clamped": clamped,
@@ -261,5 +277,6 @@ GUIDANCE: dict[str, Guidance] = {
     "hifa": hifa,
     "ism": ism,
     "sdi": sdi,
+    "vsd": vsd,
     "k_step": k_step,
 }

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from addon.protocol import BUILT_IN_MODEL
 
-from .diffusion.interface import Denoiser, ModelError
+from .diffusion.interface import Controllable, Denoiser, ModelError
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -46,6 +46,28 @@ class ModelShelf:
             torch.cuda.empty_cache()
 
 
+def set_control(model: Denoiser, control: str, kind: str, strength: float) -> None:
+    """Let `model` look at depth or normals through the ControlNet `control` (a folder, or the id of a fetched one), or
+    through none where it is empty. Raises ModelError."""
+    if not isinstance(model, Controllable):
+        if control:
+            raise ModelError(
+                f"“{model.name}” takes no control: only Stable Diffusion 1.5, 2.x and SDXL do. Leave the control out."
+            )
+        return
+    from .model_store import find
+
+    path = find(control) if control else None
+    if control and path is None:
+        raise ModelError(f"There is no control “{control}”. Choose the folder of a ControlNet in diffusers' format.")
+    model.set_control(path, kind, strength)
+
+
+def second_stage(name: str, device: torch.device) -> Denoiser:
+    """The second stage of a cascade, from a folder or the id of a fetched one. Raises ModelError."""
+    return _from_folder(name, device, second=True)
+
+
 def _load(name: str, device: torch.device) -> Denoiser:
     return _built_in(device) if name == BUILT_IN_MODEL else _from_folder(name, device)
 
@@ -62,7 +84,7 @@ def _built_in(device: torch.device) -> Denoiser:
         raise ModelError(f"The built-in model cannot be loaded; install Patina again. ({error})") from error
 
 
-def _from_folder(name: str, device: torch.device) -> Denoiser:
+def _from_folder(name: str, device: torch.device, second: bool = False) -> Denoiser:
     try:
         from .diffusion import families
         from .model_store import find
@@ -74,4 +96,4 @@ def _from_folder(name: str, device: torch.device) -> Denoiser:
             f"Patina does not know the model “{name}”. Choose “{BUILT_IN_MODEL}”, the folder of a model in diffusers' "
             "format, or fetch one (python -m backend models pull ID)."
         )
-    return families.load(path, device)
+    return families.load(path, device, second)

@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from . import curvature, lighting, material
+from . import curvature, dreamfusion, lighting, material
 from .descent import Sums, descend, no_sums
-from .diffusion.interface import Denoiser, KnowsMaterials, ModelError, Scene
+from .diffusion.interface import Adaptable, Companion, Denoiser, KnowsMaterials, ModelError, Scene
 from .distillation import Aim, Options, take_aim
 from .ggx_tables import GgxTables
+from .guidance import TRAINED
 from .held import Held
 from .material import LearnableMaps
 from .object_start import is_mixed, place_metals, uniform_start
-from .shading import linear_to_srgb, shade
+from .reference import Reference
 from .views import ViewPool
 
 # The levels of the maps add up, so each moves a part of the way: volumes, and UV levels from the finest down. What
@@ -62,6 +63,7 @@ class State:
     generator: torch.Generator
     step: int = 0
     held: Held | None = None  # what must stay as it is; the same in every attempt
+    companion: Companion | None = None  # what the guidance trains beside the maps, where it does
 
 
 def new_state(plan: Plan, device: torch.device) -> State:
@@ -71,6 +73,21 @@ def new_state(plan: Plan, device: torch.device) -> State:
     )
     told = curvature.nothing_told(plan.finest, device)
     return State(maps, average, no_sums(maps.parameters()), told, torch.Generator().manual_seed(plan.seed))
+
+
+def go_on_from(state: State, before: State) -> None:
+    """Let the fresh `state` begin with what `before` has painted; what it resolves beyond, begins flat."""
+    with torch.no_grad():
+        for maps in (state.maps, state.average):
+            for parts, painted in ((maps.volumes, before.average.volumes), (maps.pyramid, before.average.pyramid)):
+                for part, old in zip(parts, painted, strict=False):
+                    part.copy_(old)
+
+
+def add_companion(state: State, plan: Plan, model: Denoiser) -> None:
+    """Give the fresh `state` what plan's guidance trains beside the maps. Raises ModelError where it cannot be had."""
+    if plan.guidance in TRAINED and isinstance(model, Adaptable):
+        state.companion = model.companion(plan.seed)
 
 
 def pattern_offset(plan: Plan) -> Tensor:
@@ -96,8 +113,9 @@ def step(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxT
     progress = state.step / plan.steps
     indices, scene = _scene(state, plan, pool)
     background, aim = _background(state, model, scene), None
+    shading = _shading(state, plan, model, scene)
     for _ in range(plan.options.reuse):
-        raw, values, rendered = _render(state, plan, scene, tables, progress)
+        raw, values, rendered = _render(state, plan, scene, tables, progress, shading)
         x0 = to_nchw(scene.gbuffer.picture(rendered.detach(), background))
         if not bool(torch.isfinite(x0).all()):
             raise FloatingPointError(f"The render of step {state.step} holds values that are not numbers.")
@@ -113,20 +131,52 @@ def step(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxT
         signed = torch.autograd.grad(rendered, values, signs, retain_graph=True)[0]
         slope = torch.autograd.grad(rendered, values, wanted)[0]
         curvature.observe(state.told, scene.gbuffer.uv, signed)
+        if pool.reference is not None:
+            slope *= 1 - pool.reference.covers(scene.gbuffer)[:, None]
         _move(state, plan, scene, progress, raw, values.detach(), slope, wanted)
+    if pool.reference is not None:
+        _follow(pool.reference, state, plan, tables, progress)
     state.step += 1
     _average(state, plan, progress)
 
 
+def _follow(reference: Reference, state: State, plan: Plan, tables: GgxTables, progress: float) -> None:
+    """Move the base colour towards the reference picture."""
+    gbuffer = reference.scene.gbuffer
+    raw, values, rendered = _render(state, plan, reference.scene, tables, progress, None)
+    picture, share = (
+        part.permute(0, 2, 3, 1).reshape(-1, part.shape[1])[gbuffer.pixel]
+        for part in (reference.picture, reference.share)
+    )
+    wanted = share * (rendered.detach() - picture)
+    slope = torch.autograd.grad(rendered, values, wanted)[0]
+    _move(state, plan, reference.scene, progress, raw, values.detach(), slope, wanted, base_color_only=True)
+
+
 def _scene(state: State, plan: Plan, pool: ViewPool) -> tuple[list[int], Scene]:
-    close = plan.views // 2 if state.step % 2 else plan.views // 4
-    indices = pool.draw(plan.views, close, state.generator)
-    lights = lighting.sample(len(indices), state.generator).to(pool.triangles.positions.device)
+    published = plan.options.staging == "dreamfusion"
+    close = 0 if published else plan.views // 2 if state.step % 2 else plan.views // 4
+    within = pool.reference.within_deg(state.step / plan.steps) if pool.reference is not None else None
+    indices = pool.draw(plan.views, close, state.generator, within)
+    if published:
+        where = torch.tensor(indices)
+        angles = pool.cameras.azimuth_deg[where], pool.cameras.elevation_deg[where]
+        lights = dreamfusion.draw_lights(*angles, state.generator)
+    else:
+        lights = lighting.sample(len(indices), state.generator)
+    lights = lights.to(pool.triangles.positions.device)
     return indices, pool.scene(indices, lights, plan.pattern_scale, pattern_offset(plan))
 
 
+def _shading(state: State, plan: Plan, model: Denoiser, scene: Scene) -> Tensor | None:
+    """(B,) how each picture is shaded; None: lit. Models that look at the light know no other pictures."""
+    if plan.options.staging != "dreamfusion" or getattr(model, "sees_geometry", True):
+        return None
+    return dreamfusion.draw_shading(scene.gbuffer.coverage.shape[0], state.generator)
+
+
 def _render(
-    state: State, plan: Plan, scene: Scene, tables: GgxTables, progress: float
+    state: State, plan: Plan, scene: Scene, tables: GgxTables, progress: float, shading: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The maps at the scene's points: raw values (N, 7), which know the maps; stored ones, which are variables of
     their own and do not; and the display values (N, 3) in -1..1, which know the stored ones."""
@@ -136,19 +186,21 @@ def _render(
     if state.held is not None:
         values = state.held.mix(values, gbuffer)
     values = values.requires_grad_(True)
-    linear = shade(gbuffer, material.surface_maps(values), scene.lights, tables)
-    rendered = linear_to_srgb(material.limited(linear, 0.0, 1.0)) * 2 - 1
+    rendered = dreamfusion.shaded(gbuffer, values, scene.lights, tables, shading) * 2 - 1
     return raw, values, rendered
 
 
 def _move(
-    state: State, plan: Plan, scene: Scene, progress: float, raw: Tensor, values: Tensor, slope: Tensor, wanted: Tensor
-) -> None:
+    state: State, plan: Plan, scene: Scene, progress: float,
+    raw: Tensor, values: Tensor, slope: Tensor, wanted: Tensor, base_color_only: bool = False,
+) -> None:  # fmt: skip
     """Move the maps by the Newton steps of the points, whose display gradients are `wanted` (N, 3) and those of the
     stored `values` (N, 7) are `slope` (N, 7)."""
     gbuffer, detail = scene.gbuffer, _detail(plan, progress)
-    moves = curvature.newton_step(state.told, gbuffer.uv, slope, wanted)
-    if progress > plan.binary_from:
+    free = material.METALLIC if base_color_only else material.CHANNELS
+    moves = torch.zeros_like(slope)
+    moves[:, :free] = curvature.newton_step(state.told, gbuffer.uv, slope[:, :free], wanted)
+    if progress > plan.binary_from and not base_color_only:
         # On top of what pictures ask for: as a part of their slope it would drag the other values along.
         strength = plan.binary_metallic * (progress - plan.binary_from) / (1 - plan.binary_from)
         moves[:, material.METALLIC] += strength * (1 - 2 * values[:, material.METALLIC])
@@ -191,7 +243,9 @@ def _aim(x0: Tensor, state: State, plan: Plan, model: Denoiser, scene: Scene, pr
     """Where the model wants the pictures x0 (B, 3, H, W)."""
     options = plan.options if plan.options.rescale is not None else replace(plan.options, rescale=plan.rescale)
     mask = scene.gbuffer.coverage[:, None]
-    return take_aim(model, x0, scene, mask, progress, plan.guidance, plan.guidance_scale, options, state.generator)
+    return take_aim(
+        model, x0, scene, mask, progress, plan.guidance, plan.guidance_scale, options, state.generator, state.companion
+    )
 
 
 def to_nchw(picture: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import cameras
+from . import cameras, dreamfusion
 from .cameras import Cameras
 from .diffusion.interface import Scene
 from .lighting import Lights
 from .rasterize import GBuffer, Triangles, Visibility, gather, look
 from .rasterizers import Rasterizer, pick
+from .reference import Reference
 
 FULL_VIEWS, CLOSE_VIEWS = 48, 96
 FEWEST_PIXELS = 40  # a picture with less of the object teaches nothing
@@ -32,6 +33,7 @@ class ViewPool:
     rasterizer: Rasterizer
     pictures: dict[int, Visibility] = field(default_factory=dict)
     memory: dict[Hashable, Tensor] = field(default_factory=dict)  # what a model keeps of each view
+    reference: Reference | None = None
 
     def look(self, index: int) -> Visibility:
         if index not in self.pictures:
@@ -40,10 +42,16 @@ class ViewPool:
             self.pictures[index] = picture
         return self.pictures[index]
 
-    def draw(self, count: int, close: int, generator: torch.Generator) -> list[int]:
-        """`count` different pool indices, `close` of them close-ups, none of them almost empty."""
-        full = torch.randperm(self.full, generator=generator)[: count - close].tolist()
-        drawn = full + (self.full + torch.randperm(len(self.cameras) - self.full, generator=generator)[:close]).tolist()
+    def draw(
+        self, count: int, close: int, generator: torch.Generator, within_deg: tuple[float, float] | None = None
+    ) -> list[int]:
+        """`count` different pool indices, `close` of them close-ups, none of them almost empty; `within_deg`: azimuth,
+        and how far from it they may stand."""
+        full = torch.randperm(self.full, generator=generator)
+        near = self.full + torch.randperm(len(self.cameras) - self.full, generator=generator)
+        if within_deg is not None:
+            full, near = (part[self._is_within(part, *within_deg)] for part in (full, near))
+        drawn = full[: count - close].tolist() + near[:close].tolist()
         good = [index for index in drawn if self.look(index).points >= FEWEST_PIXELS]
         return good or [self._best()]
 
@@ -54,28 +62,39 @@ class ViewPool:
         where = torch.tensor(indices)
         return Scene(
             self.gbuffer(indices), lights, self.size, pattern_scale, pattern_offset, tuple(indices), self.memory,
-            self.cameras.azimuth_deg[where], self.cameras.elevation_deg[where],
+            self.cameras.azimuth_deg[where], self.cameras.elevation_deg[where], self.cameras[where],
         )  # fmt: skip
 
     def extent(self, indices: list[int]) -> Tensor:
         """(B,) half the picture's width at the object, in object radii."""
         return self.cameras.extent[torch.tensor(indices)]
 
+    def _is_within(self, indices: Tensor, azimuth_deg: float, range_deg: float) -> Tensor:
+        away = (self.cameras.azimuth_deg[indices] - azimuth_deg + 180) % 360 - 180
+        return away.abs() <= range_deg
+
     def _best(self) -> int:
         return max(range(self.full), key=lambda index: self.look(index).points)
 
 
 def new_pool(
-    triangles: Triangles, face_mask: Tensor, size: int, generator: torch.Generator, rasterizer: str = "auto"
+    triangles: Triangles,
+    face_mask: Tensor,
+    size: int,
+    generator: torch.Generator,
+    rasterizer: str = "auto",
+    staging: str = "own",
 ) -> ViewPool:
-    """Cameras round the mesh; close-ups aim at points spread evenly over the area that may change."""
+    """Cameras round the mesh, by distillation.Options' `staging`; close-ups aim at points spread evenly over the area
+    that may change."""
     corners = triangles.positions
     area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=1) * face_mask
     # multinomial takes at most 2^24 weights; bounds by cumulative area take any number.
     bounds = torch.cumsum(area.double(), 0)
     aim = torch.rand(512, generator=generator, dtype=torch.float64) * bounds[-1]
     face = torch.searchsorted(bounds, aim).clamp(max=len(area) - 1)
-    full = cameras.sample_full(FULL_VIEWS, generator)
+    draw_full = dreamfusion.draw_cameras if staging == "dreamfusion" else cameras.sample_full
+    full = draw_full(FULL_VIEWS, generator)
     close = cameras.sample_close(CLOSE_VIEWS, corners[face].mean(1), triangles.normals[face].mean(1), generator)
     together = Cameras(*(torch.cat(p) for p in zip(full.__dict__.values(), close.__dict__.values(), strict=True)))
     chosen = pick(corners, rasterizer)

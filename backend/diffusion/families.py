@@ -11,9 +11,17 @@ from . import folder
 from .interface import Denoiser
 
 
-def load(path: Path, device: torch.device) -> Denoiser:
-    """The model in `path`, to be used on `device`. Raises FolderError, and what torch raises for want of memory."""
+def load(path: Path, device: torch.device, second: bool = False) -> Denoiser:
+    """The model in `path`, to be used on `device`; a `second` one of a cascade, or one that paints by itself. Raises
+    FolderError, and what torch raises for want of memory."""
     found = folder.read(path)
+    if second != (found.pipeline in folder.SECOND_STAGES):
+        raise folder.FolderError(
+            f"{path} holds a “{found.pipeline}”, which is no second stage: {' and '.join(folder.SECOND_STAGES)} is."
+            if second
+            else f"{path} is a later stage of a cascade, which enlarges pictures. Choose it as the second stage, and "
+            "another one as the model."
+        )
     try:
         return _family(found.pipeline)(found, device)
     except (torch.OutOfMemoryError, MemoryError):
@@ -29,6 +37,8 @@ def _family(pipeline: str) -> type:
     match pipeline:
         case "IFPipeline":
             from .pixel import PixelModel as family
+        case "IFSuperResolutionPipeline":
+            from .pixel import EnlargingModel as family
         case "StableDiffusionPipeline":
             from .latent import LatentModel as family
         case "StableDiffusionXLPipeline":

@@ -67,7 +67,7 @@ class FlowModel(WordedModel):
     def decode(self, latent: Tensor) -> Tensor:
         return decode_with(self.vae, latent, self.device)
 
-    def ask(self, noisy: Tensor, timestep: Tensor, words: Embedded) -> Tensor:
+    def ask(self, noisy: Tensor, timestep: Tensor, words: Embedded, shown: Tensor | None = None) -> Tensor:
         sigma = self.sigmas.to(self.device)[timestep]
         x = noisy.float() * flow_unit(sigma).view(-1, 1, 1, 1)
         return from_flow(x, self.velocity(x, sigma, words).float(), sigma)

@@ -31,6 +31,10 @@ KNOWN: dict[str, dict[str, tuple[str, ...]]] = {
         "scheduler": _BETAS, "unet": ("UNet2DConditionModel",),
         "tokenizer": _T5, "text_encoder": ("T5EncoderModel",),
     },
+    "IFSuperResolutionPipeline": {
+        "scheduler": _BETAS, "image_noising_scheduler": _BETAS, "unet": ("UNet2DConditionModel",),
+        "tokenizer": _T5, "text_encoder": ("T5EncoderModel",),
+    },
     "StableDiffusionPipeline": {
         "scheduler": _BETAS, "unet": ("UNet2DConditionModel",), "vae": ("AutoencoderKL",),
         "tokenizer": _CLIP, "text_encoder": ("CLIPTextModel",),
@@ -55,6 +59,7 @@ KNOWN: dict[str, dict[str, tuple[str, ...]]] = {
         "tokenizer": _QWEN, "text_encoder": ("Qwen3Model", "Qwen3ForCausalLM"),
     },
 }  # fmt: skip
+SECOND_STAGES = ("IFSuperResolutionPipeline",)  # which enlarge what another model paints
 OPTIONAL = {"StableDiffusion3Pipeline": ("tokenizer_3", "text_encoder_3")}  # 9 GB that SD3 does without
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
@@ -97,7 +102,7 @@ def read(path: Path) -> ModelFolder:
     if not isinstance(pipeline, str) or pipeline not in KNOWN:
         raise FolderError(
             f"{path} holds a “{_shown(pipeline)}”, a kind of model that Patina does not know. "
-            f"It knows: {', '.join(KNOWN)}."
+            f"It knows: {', '.join(name for name in KNOWN if name not in SECOND_STAGES)}."
         )
     parts = {}
     for part, classes in KNOWN[pipeline].items():
@@ -113,6 +118,23 @@ def read(path: Path) -> ModelFolder:
     return ModelFolder(path, pipeline, parts, settings)
 
 
+def check_control(path: Path) -> None:
+    """Raises FolderError where `path` is no whole ControlNet in diffusers' format."""
+    if path.is_file():
+        raise FolderError(_single_file(path).replace("with model_index.json", "with config.json"))
+    if not path.is_dir():
+        raise FolderError(f"There is no control folder {path}.")
+    if (path / "model_index.json").is_file():
+        raise FolderError(f"{path} holds a whole model and no control. Choose it as the model, or another folder.")
+    config = path / "config.json"
+    name = _json(config).get("_class_name") if config.is_file() else None
+    if name is None:
+        raise FolderError(f"{path} is no control: it holds no config.json that says so.")
+    if name != "ControlNetModel":
+        raise FolderError(f"{path} holds a “{_shown(name)}”; as a control Patina can load ControlNetModel.")
+    _check_part(path, "control")
+
+
 def _check_part(folder: Path, part: str) -> None:
     if not folder.is_dir():
         raise FolderError(f"The model is not complete: {folder} is missing. Download it again.")
@@ -120,11 +142,12 @@ def _check_part(folder: Path, part: str) -> None:
         if not any(path.stat().st_size > 2 for path in folder.iterdir() if path.is_file()):
             raise FolderError(f"The model is not complete: {folder} is empty. Download it again.")
         return
-    config = folder / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    schedule = part.endswith("scheduler")
+    config = folder / ("scheduler_config.json" if schedule else "config.json")
     if not config.is_file():
         raise FolderError(f"The model is not complete: {config} is missing. Download it again.")
     _json(config)
-    if part == "scheduler":
+    if schedule:
         return
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:

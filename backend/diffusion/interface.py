@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from ..cameras import Cameras
 from ..lighting import Lights
 from ..rasterize import GBuffer, select
 
@@ -29,7 +31,8 @@ class Scene:
     pattern_scale enlarges patterns; pattern_offset (3,) is drawn once a run, so that all views agree and seeds
     differ. `views` are the pictures' numbers in the run's pool and `memory` is the run's: see `remembered`.
     azimuth_deg, elevation_deg (B,) say where each camera stands in the object's frame, for models that read view
-    words; None: the pictures are no single views.
+    words; None: the pictures are no single views. `tiles`: then each picture is four of these views, in this order.
+    picture (B, 3, S, S) in -1..1: the clean pictures, and grain, noise of their shape: for models that enlarge.
     """
 
     gbuffer: GBuffer
@@ -41,6 +44,10 @@ class Scene:
     memory: dict[Hashable, Tensor] | None = None
     azimuth_deg: Tensor | None = None
     elevation_deg: Tensor | None = None
+    cameras: Cameras | None = None
+    tiles: tuple[int, ...] | None = None
+    picture: Tensor | None = None
+    grain: Tensor | None = None
 
     def remembered(self, what: Hashable, make: Callable[[GBuffer], Tensor]) -> Tensor:
         """Point values (N, C) that depend on `what`, the points and the pattern alone, and not on light or noise:
@@ -109,6 +116,44 @@ class Worded(Protocol):
     def predict_words(self, noisy: Tensor, timestep: Tensor, scene: Scene, words: tuple[str, ...]) -> Tensor:
         """x0_hat where picture i was asked for words[i]: "nothing", "negative" (the negative prompt), or view
         words ("front view", "side view", "back view", "overhead view") behind the prompt."""
+
+
+class Companion(Protocol):
+    """A copy of a model that learns what the pictures of this run look like, while the model itself stays frozen."""
+
+    def predict(self, noisy: Tensor, timestep: Tensor, scene: Scene) -> Tensor:
+        """x0_hat for noisy pictures or latents, as Denoiser.predict takes them."""
+
+    def learn(self, x0: Tensor, scene: Scene, generator: torch.Generator) -> None:
+        """One training step on clean pictures or latents."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it has learnt, for a checkpoint; `load` takes it back."""
+
+    def load(self, tensors: dict[str, Tensor]) -> None: ...
+
+
+@runtime_checkable
+class Adaptable(Protocol):
+    """What a Denoiser offers besides, whose network can be trained beside the maps."""
+
+    def companion(self, seed: int) -> Companion:
+        """A fresh one, in place of any before. Raises ModelError where the library for it is missing."""
+
+
+@runtime_checkable
+class Resting(Protocol):
+    """What a Denoiser offers besides, that can give the device to others and come back by itself."""
+
+    def rest(self) -> None: ...
+
+
+@runtime_checkable
+class Controllable(Protocol):
+    """What a Denoiser offers besides, that may be told the geometry by a second network."""
+
+    def set_control(self, path: Path | None, kind: str, strength: float) -> None:
+        """Use the one in `path` from now on, or none. Raises ModelError."""
 
 
 def encode(model: Denoiser, picture: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -15,8 +18,11 @@ from torch import Tensor
 
 from .conversions import from_vp
 from .folder import ModelFolder
-from .interface import ModelError
+from .interface import ModelError, Scene
 from .worded import Embedded, WordedModel, network, text_parts, too_long
+
+if TYPE_CHECKING:
+    from .control import Control
 
 
 class LatentModel(WordedModel):
@@ -26,6 +32,7 @@ class LatentModel(WordedModel):
 
     def __init__(self, folder: ModelFolder, device: torch.device) -> None:
         super().__init__(folder, device)
+        self.control: Control | None = None
         self.unet = network(folder, "unet", UNet2DConditionModel, self.dtype)
         self.vae = network(folder, "vae", AutoencoderKL, torch.float32)
         if self.unet.config.in_channels != self.vae.config.latent_channels:
@@ -42,7 +49,7 @@ class LatentModel(WordedModel):
         return self.scheduler.alphas_cumprod
 
     def modules(self) -> tuple[torch.nn.Module, ...]:
-        return self.unet, self.vae
+        return (self.unet, self.vae) if self.control is None else (self.unet, self.vae, self.control.net)
 
     def encode(self, picture: Tensor) -> Tensor:
         return encode_with(self.vae, picture, self.device, self.shrink)
@@ -65,12 +72,28 @@ class LatentModel(WordedModel):
         """What the network is told beside the words; size (H, W) of the picture in pixels."""
         return {}
 
-    def ask(self, noisy: Tensor, timestep: Tensor, words: Embedded) -> Tensor:
+    def set_control(self, path: Path | None, kind: str, strength: float) -> None:
+        """As interface.Controllable says."""
+        self.control = None
+        if path is not None:
+            from . import control
+
+            self.control = control.load(path, kind, strength, self.unet, self.name, self.dtype)
+
+    def shown_of(self, scene: Scene) -> Tensor | None:
+        if self.control is None:
+            return None
+        from . import control
+
+        return control.shown(self.control.kind, scene)
+
+    def ask(self, noisy: Tensor, timestep: Tensor, words: Embedded, shown: Tensor | None = None) -> Tensor:
         told = self.conditions(words, (noisy.shape[2] * self.shrink, noisy.shape[3] * self.shrink))
+        noisy_there, text = noisy.to(self.dtype), words.sequence.to(self.device, self.dtype)
+        besides = {} if shown is None else self.control.residuals(noisy_there, timestep, text, told, shown)
         answer = self.unet(
-            noisy.to(self.dtype), timestep, encoder_hidden_states=words.sequence.to(self.device, self.dtype),
-            added_cond_kwargs=told or None,
-        ).sample.float()  # fmt: skip
+            noisy_there, timestep, encoder_hidden_states=text, added_cond_kwargs=told or None, **besides
+        ).sample.float()
         alpha_bar = self.alphas_cumprod.to(self.device)[timestep]
         return from_vp(self.scheduler.config.prediction_type, noisy.float(), answer, alpha_bar)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..prompts import view_words
 from .folder import ModelFolder
-from .interface import Prediction, Scene
+from .interface import ModelError, Prediction, Scene
 from .view_words import VIEWS, view_shares
 
 ROWS = 4  # pictures, each with and without the prompt counted, that a network sees at once
@@ -55,6 +55,7 @@ class WordedModel(ABC):
 
     background: float | None = None
     sees_geometry = False
+    enlarges = False  # it improves pictures that another model painted, and is shown them
     soft_views = True  # texts of equal length can be mixed; others cannot
     rows = ROWS
 
@@ -71,20 +72,29 @@ class WordedModel(ABC):
         """The texts as the network reads them, and whether any of them was too long for it."""
 
     @abstractmethod
-    def ask(self, noisy: Tensor, timestep: Tensor, words: Embedded) -> Tensor:
-        """x0_hat (B, C, h, w) of noisy (B, C, h, w) at timestep (B,) for texts (B), float32."""
+    def ask(self, noisy: Tensor, timestep: Tensor, words: Embedded, shown: Tensor | None = None) -> Tensor:
+        """x0_hat (B, C, h, w) of noisy (B, C, h, w) at timestep (B,) for texts (B), float32. `shown` (B, 3, H, W) is
+        what `shown_of` makes of the scene."""
+
+    def rest(self) -> None:
+        """Leave the device to others."""
+        for module in self.modules():
+            module.to("cpu")
 
     @abstractmethod
     def modules(self) -> tuple[torch.nn.Module, ...]:
         """What moves between the CPU and the device."""
+
+    def shown_of(self, scene: Scene) -> Tensor | None:
+        """(B, 3, H, W) what the network is shown beside the noisy picture; None: nothing."""
+        return None
 
     def set_prompt(self, prompt: str, negative_prompt: str) -> tuple[str, ...]:
         """Encode for the calls that follow; returns warnings."""
         texts = (prompt, *(f"{prompt}, {view}" for view in VIEWS), negative_prompt.strip(), "")
         if texts == self._texts:
             return self._warnings
-        for module in self.modules():
-            module.to("cpu")
+        self.rest()
         with torch.no_grad():
             self._embedded, cut = self.encode_texts(texts)
         gc.collect()
@@ -101,18 +111,31 @@ class WordedModel(ABC):
         return ()
 
     def predict(self, noisy: Tensor, timestep: Tensor, scene: Scene, guided: bool = True) -> Prediction:
-        words = self._words_of_views(scene, len(noisy))
+        words = self.words_of_views(scene, len(noisy))
         if not guided:
-            conditional = self._ask_in_parts(noisy, timestep, words)
+            conditional = self._ask_in_parts(noisy, timestep, words, scene)
             return Prediction(conditional, conditional)
         other = self._row("negative" if self._texts[5] else "nothing", len(noisy))
-        both = self._ask_in_parts(torch.cat((noisy, noisy)), torch.cat((timestep, timestep)), joined([words, other]))
+        words = joined([words, other])
+        both = self._ask_in_parts(torch.cat((noisy, noisy)), torch.cat((timestep, timestep)), words, scene)
         return Prediction(*both.chunk(2))
 
     def predict_words(self, noisy: Tensor, timestep: Tensor, scene: Scene, words: tuple[str, ...]) -> Tensor:
-        return self._ask_in_parts(noisy, timestep, joined([self._row(word, 1) for word in words]))
+        return self._ask_in_parts(noisy, timestep, joined([self._row(word, 1) for word in words]), scene)
 
-    def _words_of_views(self, scene: Scene, count: int) -> Embedded:
+    def companion(self, seed: int):
+        """An interface.Companion. Raises ModelError without the library peft."""
+        try:
+            from .lora import LoraCompanion
+        except ImportError as error:
+            raise ModelError(
+                f"The guidance “vsd” needs the library “{error.name}”, which is missing. Repair the backend, or choose "
+                "another guidance."
+            ) from error
+        return LoraCompanion(self, seed)
+
+    def words_of_views(self, scene: Scene, count: int) -> Embedded:
+        """(count) texts: the prompt with each camera's view words."""
         if scene.azimuth_deg is None or scene.elevation_deg is None:
             return self._row("", count)
         angles = list(zip(scene.azimuth_deg.tolist(), scene.elevation_deg.tolist(), strict=True))
@@ -125,12 +148,17 @@ class WordedModel(ABC):
         return self._embedded[torch.full((count,), rows[words])]
 
     @torch.no_grad()
-    def _ask_in_parts(self, noisy: Tensor, timestep: Tensor, words: Embedded) -> Tensor:
+    def _ask_in_parts(self, noisy: Tensor, timestep: Tensor, words: Embedded, scene: Scene) -> Tensor:
         """Never more than `rows` pictures at once: memory does not grow with the number of views."""
         for module in self.modules():
             module.to(self.device)
+        shown = self.shown_of(scene)
+        if shown is not None:
+            shown = shown.repeat(len(noisy) // len(shown), 1, 1, 1)
         answers = [
-            self.ask(noisy[part], timestep[part].to(self.device), words[part])
+            self.ask(
+                noisy[part], timestep[part].to(self.device), words[part], None if shown is None else shown[part]
+            )
             for part in (slice(start, start + self.rows) for start in range(0, len(noisy), self.rows))
         ]
         return torch.cat(answers).to(noisy)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from addon import protocol
 
-from .. import ggx_tables, material, optimisation, seams, texturing
+from .. import ggx_tables, material, optimisation, planning, seams
 from ..mesh import Mesh
 from ..models import ModelShelf
 from ._shapes import SHAPES
@@ -37,7 +37,7 @@ def textured(mesh: Mesh, size: int, steps: int) -> tuple[material.LearnableMaps,
     request = protocol.TextureRequest(PROMPT, quality="draft", texture_size=size, steps=steps)
     model = ModelShelf().get(request.model, torch.device("cpu"))
     model.set_prompt(PROMPT, "")
-    plan = texturing.make_plan(request, model)
+    plan = planning.make_plan(request, model)
     state = optimisation.new_state(plan, torch.device("cpu"))
     pool, tables = new_pool(mesh, plan.render_size, plan.seed), ggx_tables.load()
     optimisation.start(state, plan, model, pool, tables)
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("evaluate seams", description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--shapes", default=",".join(CUT), help=f"of {', '.join(CUT)}")
-    parser.add_argument("--steps", type=int, default=texturing.STEPS["draft"])
+    parser.add_argument("--steps", type=int, default=planning.STEPS["draft"])
     parser.add_argument("--size", type=int, default=512, help="texels of the maps")
     options = parser.parse_args(arguments)
     names = options.shapes.split(",")

@@ -135,12 +135,12 @@ def rasteriser(sizes: tuple[tuple[int, int], ...] = ((48, 24), (96, 48), (270, 1
 
 def step(quality: str = "standard") -> dict[str, object]:
     """A step of the built-in prior: CPU time in its network, in its own renders around that, and in ours."""
-    from .. import texturing
+    from .. import planning
     from ..models import ModelShelf
 
     model = ModelShelf().get(protocol.BUILT_IN_MODEL, torch.device("cpu"))
     model.set_prompt(PROMPT, "")
-    plan = texturing.make_plan(protocol.TextureRequest(prompt=PROMPT, quality=quality), model)
+    plan = planning.make_plan(protocol.TextureRequest(prompt=PROMPT, quality=quality), model)
     pool = new_pool(torus(), plan.render_size, "cpu")
     network, prior = Clock(), Clock()
     hooks = model.unet.register_forward_pre_hook(network.begin), model.unet.register_forward_hook(network.end)
@@ -210,14 +210,14 @@ def run_steps(plan, model, pool, clocks: tuple[Clock, ...] = ()) -> tuple[list[f
 
 def size_ratio(sizes: tuple[int, int] = (1024, 4096)) -> dict[str, object]:
     """A step with the larger output beside one with the smaller, by turns."""
-    from .. import texturing
+    from .. import planning
 
     model = Oracle(image(MATERIALS["smooth"], 256), 64, ggx_tables.load())
     pool = new_pool(torus(), 64, "cpu")
     least_of = {}
     for output in (*sizes, *sizes):
         request = protocol.TextureRequest(prompt=PROMPT, texture_size=output)
-        totals, _ = run_steps(texturing.make_plan(request, model), model, pool)
+        totals, _ = run_steps(planning.make_plan(request, model), model, pool)
         least_of[output] = min(least_of.get(output, 1e9), *totals)
     small, large = (least_of[size] for size in sizes)
     return {
@@ -244,7 +244,7 @@ def setup(triangles: int = 1_000_000) -> dict[str, object]:
 
 
 def setup_times(path: str, rasterizer: str) -> dict[str, object]:
-    from ..texturing import peak_memory_mb
+    from ..run import peak_memory_mb
 
     before, began, cpu = peak_memory_mb(), time.monotonic(), time.process_time()
     mesh = load_job_mesh(Path(path))

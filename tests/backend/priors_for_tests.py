@@ -95,11 +95,30 @@ class Truthful:
         return self.x0.clone()
 
 
-def look(model, x0, noise, timestep, scale, options=None, progress=0.0, seed=0):
-    """A Look at pictures x0 (B, C, H, W) at timestep(s)."""
+@dataclass
+class Believes:
+    """A Companion that takes pictures to be of a Gaussian prior (mean, deviation), or to be one picture (x0, 0.0)."""
+
+    model: object
+    prior: tuple
+
+    def predict(self, noisy, timestep, scene):
+        mean, deviation = self.prior
+        if isinstance(mean, Tensor):
+            return mean.clone()
+        alpha_bar = self.model.alphas_cumprod[timestep].view(-1, 1, 1, 1)
+        return mean + gain(deviation, alpha_bar) / alpha_bar.sqrt() * (noisy - alpha_bar.sqrt() * mean)
+
+    def learn(self, x0, scene, generator):
+        """It knows all it ever will."""
+
+
+def look(model, x0, noise, timestep, scale, options=None, progress=0.0, seed=0, companion=None):
+    """A Look at pictures x0 (B, C, H, W) at timestep(s); vsd's companion, where none is given, knows the pictures."""
     timestep = torch.as_tensor(timestep).expand(len(x0)).clone()
     generator = torch.Generator().manual_seed(seed)
-    return Look(model, None, x0, noise, timestep, scale, progress, options or Options(), generator)
+    companion = companion or Believes(model, (x0, 0.0))
+    return Look(model, None, x0, noise, timestep, scale, progress, options or Options(), generator, companion)
 
 
 def antithetic(count, shape=(3, 2, 2), seed=0):

@@ -16,11 +16,10 @@ from backend.distillation import (
     rescale,
     take_aim,
     threshold,
-    tile,
     timesteps,
-    untile,
 )
 from backend.guidance import GUIDANCE, GuidanceError
+from backend.tiling import tile, untile
 
 EVEN = {"highest": (0.98, 0.98), "lowest": (0.02, 0.02)}
 
@@ -148,7 +147,7 @@ def test_timesteps_follow_the_options():
     drawn = torch.cat([timesteps(4, 0.7, 1000, generator, narrow) for _ in range(200)])
     assert 20 <= drawn.min() < 40 and 480 < drawn.max() <= 500
     for name in GUIDANCE:
-        assert published(name) == Options() or name in ("hifa", "ism", "sdi")
+        assert published(name) == Options() or name in ("sds", "hifa", "ism", "sdi", "vsd")
 
 
 def test_the_scale_moves_from_its_start_to_its_end():
@@ -188,6 +187,7 @@ class Picture:
     size: int
     azimuth_deg: object = 0
     elevation_deg: object = 0
+    tiles: object = None
 
 
 class Halving:

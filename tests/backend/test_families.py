@@ -18,7 +18,7 @@ from backend import __main__ as command
 from backend.diffusion import conversions, families, worded
 from backend.diffusion.interface import Latent, ModelError, Worded, encode
 from backend.distillation import Options, take_aim
-from backend.guidance import GUIDANCE, add_noise, classifier_free
+from backend.guidance import GUIDANCE, TRAINED, add_noise, classifier_free
 
 CPU = torch.device("cpu")
 ALL = list(toy_models.FAMILIES)
@@ -32,6 +32,7 @@ class Views:
     azimuth_deg: torch.Tensor | None = None
     elevation_deg: torch.Tensor | None = None
     size: int = 16
+    tiles: tuple | None = None
 
 
 @pytest.fixture(scope="session")
@@ -273,11 +274,11 @@ def test_words_of_the_view_follow_the_camera(load, name):
     nothing = model.predict_words(noise, timestep, views, ("nothing",) * 5)
     assert (other - nothing).abs().max() > 1e-4
     half = Views(torch.full((5,), 45.0), torch.zeros(5))
-    mixed = model._words_of_views(half, 5).sequence[0]
+    mixed = model.words_of_views(half, 5).sequence[0]
     if name == "sd":
         assert torch.allclose(mixed, model._embedded.sequence[1:3].mean(0), atol=1e-6)
     else:
-        assert model._words_of_views(half, 5).length[0] == model._embedded.length[2], "at 45 degrees: the side"
+        assert model.words_of_views(half, 5).length[0] == model._embedded.length[2], "at 45 degrees: the side"
 
 
 @pytest.mark.parametrize("name", ["pixel", "sdxl", "klein", "z_image"])
@@ -306,17 +307,22 @@ def test_every_guidance_takes_its_aim_with_every_kind_of_space(load, name, metho
     views = Views(torch.tensor([0.0, 130.0, 250.0]), torch.tensor([0.0, 30.0, 55.0]), size)
     mask = torch.ones(3, 1, size, size)
     options = Options(rescale=0.5, threshold_percentile=0.95, perp_neg=True, negative_prompt=True)
-    aim = take_aim(model, x0, views, mask, 0.4, method, 7.5, options, torch.Generator().manual_seed(0))
+
+    def take(scale, options):
+        companion = model.companion(0) if method in TRAINED else None
+        return take_aim(
+            model, x0, views, mask, 0.4, method, scale, options, torch.Generator().manual_seed(0), companion
+        )
+
+    aim = take(7.5, options)
     assert aim.picture.shape == x0.shape and aim.weight.shape == (3,) and (aim.weight > 0).all()
     assert torch.isfinite(aim.picture).all() and not aim.picture.requires_grad
-    again = take_aim(model, x0, views, mask, 0.4, method, 7.5, options, torch.Generator().manual_seed(0))
+    again = take(7.5, options)
     assert torch.equal(aim.picture, again.picture)
-    other = take_aim(model, x0, views, mask, 0.4, method, 0.0, options, torch.Generator().manual_seed(0))
+    other = take(0.0, options)
     assert not torch.equal(aim.picture, other.picture), "the scale has no effect"
     if size == 16:
-        joint = Options(joint_views=True)
-        aim = take_aim(model, x0, views, mask, 0.4, method, 7.5, joint, torch.Generator().manual_seed(0))
-        assert aim.picture.shape == x0.shape
+        assert take(7.5, Options(joint_views=True)).picture.shape == x0.shape
 
 
 def test_a_distilled_model_says_what_it_is_good_for(tmp_path):

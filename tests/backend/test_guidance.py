@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Every guidance against closed forms: Gaussian priors, mixtures, a model that knows the noise."""
 
+import dataclasses
+
 import priors_for_tests as priors
 import pytest
 import torch
-from priors_for_tests import LINEAR, Gaussian, Mixture, Truthful, antithetic, gain
+from priors_for_tests import LINEAR, Believes, Gaussian, Mixture, Truthful, antithetic, gain
 
 from backend import guidance
 from backend.diffusion.interface import Prediction
@@ -13,6 +15,7 @@ from backend.guidance import GUIDANCE
 
 # Mean and deviation without and with the prompt (research.md 1.5), and of a negative one.
 PLAIN, PROMPT, NEGATIVE = (0.0, 0.5), (0.4, 0.3), (-0.1, 0.4)
+PAINTED = (0.0003, 0.0005)  # what vsd's companion believes of the run's pictures, in the units of small(0.001)
 SCALES, TIMES = (0.0, 1.0, 7.5, 25.0), (100, 300, 980)
 ALL = list(GUIDANCE)
 
@@ -59,6 +62,9 @@ def expected_target(name, model, w, timestep, options):
         return u + w * (c - u), u0 + w * (c0 - u0)
     if name == "csd":
         return 1 + w * (c - u), w * (c0 - u0)
+    if name == "vsd":
+        own, own0 = mean_hat(PAINTED)
+        return 1 + u + w * (c - u) - own, u0 + w * (c0 - u0) - own0
     if name == "nfsd":
         if timestep < 200:  # -gamma e_u has the mean u - x
             return u + w * (c - u), u0 + w * (c0 - u0)
@@ -99,7 +105,8 @@ def mean_target(name, model, x, w, timestep, options=None):
     if deterministic:
         noise = noise[:1]
     x0 = torch.full_like(noise, x)
-    return float(GUIDANCE[name](priors.look(model, x0, noise, timestep, w, options)).x0.mean())
+    look = priors.look(model, x0, noise, timestep, w, options, companion=Believes(model, PAINTED))
+    return float(GUIDANCE[name](look).x0.mean())
 
 
 @pytest.mark.parametrize("timestep", TIMES)
@@ -148,7 +155,7 @@ def test_a_scale_of_zero_knows_no_prompt_and_one_no_more_than_it(name):
     assert at_zero[0] == pytest.approx(at_zero[1], abs=1e-12)
     at_one = [mean_target(name, m, 0.0003, 1.0, 300, options) for m in (model, other)]
     assert abs(at_one[0] - at_one[1]) > 1e-5
-    if name in ("clamped", "sds", "hifa", "k_step"):
+    if name in ("clamped", "sds", "hifa", "vsd", "k_step"):
         blind = small(0.001)
         blind.unconditional = (0.0008, 0.0007)
         assert mean_target(name, blind, 0.0003, 1.0, 300, options) == pytest.approx(at_one[0], abs=1e-12)
@@ -281,8 +288,56 @@ def test_methods_that_need_other_words_say_so():
     zeros = torch.zeros(1, 3, 2, 2, dtype=torch.float64)
     with pytest.raises(guidance.GuidanceError, match="“mute” cannot be asked for “nothing”.*Choose another"):
         GUIDANCE["nfsd"](priors.look(mute, zeros, zeros, 500, 7.5))
+    alone = priors.look(mute, zeros, zeros, 500, 7.5)
+    with pytest.raises(guidance.GuidanceError, match="“vsd” trains a copy .* “mute” does not offer"):
+        GUIDANCE["vsd"](dataclasses.replace(alone, companion=None))
     with pytest.raises(guidance.GuidanceError, match="Perp-Neg needs a model that reads view words"):
         GUIDANCE["sds"](priors.look(mute, zeros, zeros, 500, 7.5, Options(perp_neg=True)))
+
+
+class Regression:
+    """A Companion of one line x0_hat = slope x_t + offset, fitted to the pictures at hand by least squares."""
+
+    def __init__(self, model):
+        self.model, self.pictures = model, None
+
+    def learn(self, x0, scene, generator):
+        self.pictures = x0
+
+    def predict(self, noisy, timestep, scene):
+        root = self.model.alphas_cumprod[timestep[0]].sqrt()
+        other = antithetic(len(self.pictures) // 2, self.pictures.shape[1:], seed=8)
+        seen = root * self.pictures + (1 - root**2).sqrt() * other
+        rows = torch.stack((seen.flatten(), torch.ones_like(seen.flatten())), dim=1)
+        slope, offset = torch.linalg.lstsq(rows, self.pictures.flatten()[:, None]).solution[:, 0]
+        return slope * noisy + offset
+
+
+def test_variational_score_distillation_paints_what_the_prompt_means_in_all_its_variety_and_sds_one_picture():
+    """ProlificDreamer's claim, in closed form: many pictures, and a companion that learns from them, end as samples of
+    the prompt's own N(0.4, 0.3); with a companion that knows each picture (SDS) all of them end at its mode."""
+    model = small()
+    generator = torch.Generator().manual_seed(6)
+    ends = {}
+    for name in ("vsd", "sds"):
+        x = -0.5 + 0.1 * torch.randn(2000, 1, 1, 1, generator=generator, dtype=torch.float64)
+        companion = Regression(model)
+        companion.learn(x, None, None)
+        for step in range(300):
+            noise = antithetic(1000, (1, 1, 1), seed=step)
+            look = priors.look(model, x, noise, 120, 1.0, companion=companion)
+            x = x + 0.3 * (GUIDANCE[name](look).x0 - x)
+        ends[name] = float(x.mean()), float(x.std())
+    assert ends["vsd"] == pytest.approx(PROMPT, abs=0.02), ends
+    assert ends["sds"][0] == pytest.approx(PROMPT[0], abs=0.02) and ends["sds"][1] < 0.2, ends
+
+
+def test_a_companion_that_knows_the_picture_makes_variational_score_distillation_sds():
+    x0 = torch.linspace(-0.5, 0.5, 8, dtype=torch.float64).view(8, 1, 1, 1)
+    noise = antithetic(4, (1, 1, 1))
+    for w in SCALES:
+        one, other = (GUIDANCE[name](priors.look(small(), x0, noise, 300, w)).x0 for name in ("vsd", "sds"))
+        assert torch.allclose(one, other, atol=1e-12)
 
 
 def test_csd_moves_from_no_words_to_the_negative_ones():

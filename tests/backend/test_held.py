@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from addon import protocol
-from backend import held, maps, material, optimisation, texturing
+from backend import held, maps, material, optimisation, planning, texturing
 from backend.mesh import load_job_mesh
 
 REQUEST = protocol.TextureRequest(
@@ -150,7 +150,7 @@ def test_maps_that_begin_from_maps_show_them(tmp_path):
     flat = torch.full((512, 512, 1), 0.3)
     normal = torch.tensor([0.5, 0.5, 1.0]).expand(512, 512, 3)
     start = {"base_color": smooth, "metallic": flat, "roughness": 1 - flat, "normal": normal}
-    state = optimisation.new_state(texturing.make_plan(REQUEST, Shelf().get("", "")), torch.device("cpu"))
+    state = optimisation.new_state(planning.make_plan(REQUEST, Shelf().get("", "")), torch.device("cpu"))
     held.begin_from(state, start)
     job = new_job(tmp_path / "job")
     images = material.bake(state.average, material.texels(load_job_mesh(job.mesh), 512))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from addon import protocol, worker
-from backend import texturing
+from backend import planning
 from backend.evaluate import speed
 
 EMBREE = importlib.util.find_spec("embreex") is not None
@@ -72,7 +72,7 @@ def test_output_beyond_what_views_resolve_changes_nothing_of_a_step():
     assert told["ratio"] == pytest.approx(told["cpu_ms_4096"] / told["cpu_ms_512"], rel=0.05)
     model = speed.Oracle(torch.zeros(7, 8, 8), 64, None)
     requests = (protocol.TextureRequest(prompt="x", texture_size=size) for size in (1024, 4096))
-    assert len({texturing.make_plan(request, model) for request in requests}) == 1
+    assert len({planning.make_plan(request, model) for request in requests}) == 1
 
 
 def test_setting_up_is_measured_in_a_process_of_its_own():

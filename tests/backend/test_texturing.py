@@ -19,6 +19,7 @@ from backend import models, object_start, texturing
 from backend.maps import read_map
 from backend.mesh import MeshError
 from backend.prompts import PromptError
+from backend.run import patina_version, peak_memory_mb
 
 REQUEST = protocol.TextureRequest(prompt="red plastic", texture_size=512, steps=14, views=2, device="cpu")
 RED = (0.8, 0.2, 0.1, 0.05, 0.4, 0.5, 0.5)
@@ -112,7 +113,7 @@ def test_a_run_ends_with_maps_and_a_report(whole):
     assert all(seconds >= 0 for seconds in report["seconds"].values())
     assert report["covered_share"] > 0.99 and 0 <= report["unseen_share"] <= 1
     assert abs(report["covered_texels"] / 512**2 - report["covered_share"]) < 1e-3
-    assert report["versions"]["patina"] == texturing.patina_version() == started.backend_version
+    assert report["versions"]["patina"] == patina_version() == started.backend_version
     assert isinstance(report["warnings"], list)
 
 
@@ -137,9 +138,9 @@ def test_a_rasteriser_that_is_not_here_ends_in_a_sentence(new_job):
 def test_the_peak_of_memory_is_this_processes_own():
     """A child's getrusage begins with its parent's memory, on Linux: Blender's would be told as the backend's."""
     hoard = np.ones(75_000_000)  # 600 MB
-    code = "from backend.texturing import peak_memory_mb; print(peak_memory_mb())"
+    code = "from backend.run import peak_memory_mb; print(peak_memory_mb())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    assert 100 < int(done.stdout) < texturing.peak_memory_mb() - 200
+    assert 100 < int(done.stdout) < peak_memory_mb() - 200
     assert hoard.sum() == len(hoard)
 
 

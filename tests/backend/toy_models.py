@@ -6,11 +6,13 @@ import transformers
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    ControlNetModel,
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
     IFPipeline,
+    IFSuperResolutionPipeline,
     PNDMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
@@ -76,10 +78,10 @@ def qwen_encoder(layers, width=8):
 
 def unet(channels, cross, **more):
     return UNet2DConditionModel(
-        sample_size=8, in_channels=channels, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1,
+        in_channels=channels, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=cross, attention_head_dim=4,
-        **{"out_channels": channels, **more},
+        **{"sample_size": 8, "out_channels": channels, **more},
     )  # fmt: skip
 
 
@@ -95,10 +97,19 @@ def schedule(**more):
     return {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, **more}
 
 
-def pixel():
+def pixel(size=8):
     learned = DDPMScheduler(beta_schedule="squaredcos_cap_v2", variance_type="learned_range", thresholding=True)
-    network = unet(3, 12, out_channels=6, encoder_hid_dim=16)
+    network = unet(3, 12, out_channels=6, encoder_hid_dim=16, sample_size=size)
     return IFPipeline(t5_tokenizer(), t5_encoder(), network, learned, None, None, None, requires_safety_checker=False)
+
+
+def second_stage(size=32):
+    learned = DDPMScheduler(beta_schedule="squaredcos_cap_v2", variance_type="learned_range", thresholding=True)
+    network = unet(6, 12, out_channels=6, encoder_hid_dim=16, sample_size=size, class_embed_type="timestep")
+    return IFSuperResolutionPipeline(
+        t5_tokenizer(), t5_encoder(), network, learned, DDPMScheduler(beta_schedule="squaredcos_cap_v2"), None, None,
+        None, requires_safety_checker=False,
+    )  # fmt: skip
 
 
 def stable_diffusion(prediction="epsilon"):
@@ -162,6 +173,15 @@ def z_image():
     )  # fmt: skip
 
 
+def control(network):
+    """A ControlNet for this UNet, as trained ones are: not one of its layers is zero."""
+    net = ControlNetModel.from_unet(network, conditioning_embedding_out_channels=(8, 8))
+    for parameter in net.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return net
+
+
 FAMILIES = {
     "pixel": pixel,
     "sd": stable_diffusion,
@@ -176,8 +196,15 @@ FAMILIES = {
 def save(name, folder, **settings):
     """Write the toy model `name` into `folder`, the same one each time."""
     torch.manual_seed(0)
-    pipeline = FAMILIES[name](**settings)
+    pipeline = {**FAMILIES, "second": second_stage}[name](**settings)
     pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def save_control(name, folder):
+    """Write a ControlNet for the toy model `name` into `folder`."""
+    torch.manual_seed(1)
+    control(FAMILIES[name]().unet).save_pretrained(folder, safe_serialization=True)
     return folder
 
 

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A copy of a frozen network that learns what this run's pictures look like: low-rank layers beside its attention.
+
+As ProlificDreamer has it, the copy is told the camera too, through the embedding of the timestep; here by sines and
+cosines of its azimuth and elevation. peft keeps the frozen weights as they are: they are not held twice, and with the
+layers switched off the network answers bit for bit as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from peft import LoraConfig
+from torch import Tensor
+
+from .interface import Scene
+
+if TYPE_CHECKING:
+    from .worded import WordedModel
+
+RANK, LEARNING_RATE = 4, 1e-4  # ProlificDreamer's
+ADAPTER = "patina"
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+TIMES = ("time_embedding", "time_text_embed", "time_guidance_embed", "t_embedder")  # by family: what embeds the time
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps
+
+
+class LoraCompanion:
+    """An interface.Companion of a model's network. Making one removes the one before."""
+
+    def __init__(self, model: WordedModel, seed: int) -> None:
+        self.model, self.network = model, model.modules()[0]
+        if ADAPTER in getattr(self.network, "peft_config", {}):
+            self.network.delete_adapters(ADAPTER)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network.to("cpu")
+            self.network.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=ATTENTION), ADAPTER)
+            self.embedder = next(getattr(self.network, name) for name in TIMES if hasattr(self.network, name))
+            width = [part for part in self.embedder.modules() if isinstance(part, torch.nn.Linear)][-1].out_features
+            self.camera = torch.nn.Sequential(
+                torch.nn.Linear(4, width), torch.nn.SiLU(), torch.nn.Linear(width, width)
+            )
+        torch.nn.init.zeros_(self.camera[2].weight)
+        torch.nn.init.zeros_(self.camera[2].bias)
+        self.network.disable_adapters()
+        self.layers = {name: p for name, p in self.network.named_parameters() if f".{ADAPTER}." in name}
+        for parameter in self.layers.values():
+            parameter.data = parameter.data.float()  # half precision is too coarse to learn in
+        self.layers |= {f"camera.{name}": p for name, p in self.camera.named_parameters()}
+        self.camera.to(model.device)
+        self.network.to(model.device)
+        self.optimiser = torch.optim.AdamW(list(self.layers.values()), lr=LEARNING_RATE, betas=(0.9, 0.99))
+        for parameter in self.layers.values():
+            zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            self.optimiser.state[parameter] = dict(zip(_MOMENTS, (torch.zeros(()), zeros, zeros.clone()), strict=True))
+
+    def predict(self, noisy: Tensor, timestep: Tensor, scene: Scene) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([self._ask(noisy, timestep, scene, part) for part in self._parts(len(noisy))]).to(noisy)
+
+    def learn(self, x0: Tensor, scene: Scene, generator: torch.Generator) -> None:
+        """|e_lora - e|^2 at timesteps and noise of its own; memory does not grow with the number of pictures."""
+        total = len(self.model.alphas_cumprod)
+        timestep = torch.randint(0, total, (len(x0),), generator=generator).to(x0.device)
+        noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype).to(x0.device)
+        alpha_bar = self.model.alphas_cumprod.to(x0.device)[timestep].view(-1, 1, 1, 1)
+        noisy = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
+        self.optimiser.zero_grad(set_to_none=True)
+        for part in self._parts(len(x0)):
+            with torch.enable_grad():
+                x0_hat = self._ask(noisy, timestep, scene, part)
+                # The error of the noise, written in x0.
+                error = (alpha_bar / (1 - alpha_bar))[part] * (x0_hat - x0[part]) ** 2
+                (error.mean() * len(x0_hat) / len(x0)).backward()
+        self.optimiser.step()
+
+    def tensors(self) -> dict[str, Tensor]:
+        kept = {name: parameter.detach().contiguous() for name, parameter in self.layers.items()}
+        for name, parameter in self.layers.items():
+            kept |= {f"{name}.{what}": self.optimiser.state[parameter][what].clone() for what in _MOMENTS}
+        return kept
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.layers.items():
+                parameter.copy_(tensors[name])
+                for what in _MOMENTS:
+                    self.optimiser.state[parameter][what].copy_(tensors[f"{name}.{what}"])
+
+    def _parts(self, count: int) -> list[slice]:
+        return [slice(start, start + self.model.rows) for start in range(0, count, self.model.rows)]
+
+    def _ask(self, noisy: Tensor, timestep: Tensor, scene: Scene, part: slice) -> Tensor:
+        words = self.model.words_of_views(scene, len(noisy))[part]
+        with self._awake(scene, part):
+            shown = self.model.shown_of(scene)
+            shown = None if shown is None else shown[part]
+            return self.model.ask(noisy[part], timestep[part].to(self.model.device), words, shown)
+
+    @contextmanager
+    def _awake(self, scene: Scene, part: slice) -> Iterator[None]:
+        """Inside, the network is the copy, told the cameras of this part of the pictures."""
+        told = self.camera(_angles(scene)[part].to(self.model.device)) if scene.azimuth_deg is not None else None
+        hook = self.embedder.register_forward_hook(
+            lambda module, inputs, output: output if told is None else output + told.to(output)
+        )
+        self.network.enable_adapters()
+        self._thaw()
+        try:
+            yield
+        finally:
+            self.network.disable_adapters()
+            self._thaw()
+            hook.remove()
+
+    def _thaw(self) -> None:
+        """Switching layers off freezes them, and what is frozen when a gradient comes back takes none."""
+        for parameter in self.layers.values():
+            parameter.requires_grad_(True)
+
+
+def _angles(scene: Scene) -> Tensor:
+    """(B, 4) sine and cosine of azimuth and elevation."""
+    angles = torch.deg2rad(torch.stack((scene.azimuth_deg, scene.elevation_deg), dim=1).float())
+    return torch.cat((angles.sin(), angles.cos()), dim=1)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Latent-Paint: a latent texture takes what the model wants of the views, and is decoded once."""
+
+import oracle_for_tests as oracle
+import pytest
+import shapes_for_tests as shapes
+import torch
+from test_texturing import job_in
+
+from addon import protocol
+from backend import latent_paint, material, object_start, starts, texturing
+from backend.diffusion.interface import Prediction
+from backend.distillation import Options
+from backend.guidance import GuidanceError
+from backend.rasterize import Triangles
+
+RED, BLUE = (0.9, -0.6, -0.8, 0.1), (-0.7, -0.5, 0.8, 0.3)
+
+
+class Latents:
+    """Latents are the colour and a fourth channel, a quarter as wide; one half shall be red and the other blue."""
+
+    name, render_size, guidance_scale, background, sees_geometry = "latents", 128, 1.0, None, False
+
+    def __init__(self):
+        self.decodings = 0
+
+    @property
+    def alphas_cumprod(self):
+        return torch.cos(torch.linspace(0.02, 1.55, 1000)) ** 2
+
+    def set_prompt(self, prompt, negative_prompt):
+        return ()
+
+    def encode(self, picture):
+        small = torch.nn.functional.avg_pool2d(picture, 4)
+        return torch.cat((small, 0 * small[:, :1]), dim=1)
+
+    def decode(self, latent):
+        self.decodings += 1
+        return torch.nn.functional.interpolate(latent[:, :3], scale_factor=4, mode="bilinear")
+
+    def predict(self, noisy, timestep, scene, guided=True):
+        behind = (scene.gbuffer.position[:, :2].sum(1) > 0).long()
+        wish = torch.tensor([RED, BLUE])[behind]
+        if scene.gbuffer.coverage.shape[1] != noisy.shape[2]:  # asked for a picture, not for the texture's views
+            return Prediction(noisy, noisy)
+        picture = scene.gbuffer.picture(wish, torch.zeros(*scene.gbuffer.coverage.shape, 4)).permute(0, 3, 1, 2)
+        return Prediction(picture, picture)
+
+
+def test_the_texture_takes_what_the_model_wants_in_the_objects_frame():
+    mesh = shapes.mesh_of(shapes.torus(24, 12))
+    model, generator = Latents(), torch.Generator().manual_seed(0)
+    mask = torch.from_numpy(mesh.face_mask)
+    options = Options(weighting="uniform")
+    steps = latent_paint.paint(model, Triangles.of(mesh), mask, "clamped", 1.0, 4, 250, options, generator)
+    *_, texture = steps
+    assert texture.shape == (1, 4, 64, 64) and model.decodings == 0, "the autoencoder has no part in it"
+    where = material.texels(mesh, 64)
+    row, column = where.index // 64, where.index % 64
+    uv = torch.stack(((column + 0.5) / 64, 1 - (row + 0.5) / 64), dim=1)
+    aslant = where.position[:, :2].sum(1)
+    decoded = latent_paint.decoded(model, texture)
+    for found in (latent_paint.at(texture, uv)[:, :3], latent_paint.colors(decoded, where) * 2 - 1):
+        for side, wish in ((aslant < -0.3, RED), (aslant > 0.3, BLUE)):
+            assert (found[side].mean(0) - torch.tensor(wish[:3])).abs().max() < 0.1
+    assert model.decodings == 1
+
+
+def test_the_linear_preview():
+    texture = torch.zeros(1, 4, 64, 64)
+    texture[:, 0] = 1.0
+    image = latent_paint.preview(texture)
+    assert torch.allclose(image[0, :, 0, 0], torch.tensor([0.649, 0.6035, 0.604]), atol=1e-4)
+    assert latent_paint.preview(torch.zeros(1, 16, 64, 64)) is None
+
+
+def test_models_without_latents_and_controls_are_refused():
+    triangles = Triangles.of(shapes.mesh_of(shapes.torus(16, 8)))
+    pixels = oracle.Oracle(lambda gbuffer: None)
+    arguments = triangles, torch.ones(256), "sds", 1.0, 2, 2, Options(), torch.Generator()
+    with pytest.raises(GuidanceError, match="“oracle” paints pixels and has no latents. Begin with uniform"):
+        next(latent_paint.paint(pixels, *arguments))
+    model = Latents()
+    model.control = object()
+    with pytest.raises(GuidanceError, match="Latent-Paint takes no control"):
+        next(latent_paint.paint(model, *arguments))
+
+
+def test_a_run_ends_with_it_as_a_method_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(object_start, "FIT_STEPS", 4)
+    monkeypatch.setattr(starts, "SHOWN_SECONDS", 0.0)
+    model = Latents()
+    shelf = type("Shelf", (), {"get": lambda self, name, device: model})()
+    request = protocol.TextureRequest(
+        prompt="x", texture_size=512, start="latent_paint", guidance="none", device="cpu", options={"latent_steps": "3"}
+    )
+    events = list(texturing.run(request, job_in(tmp_path / "latents"), shelf, lambda: None))
+    assert isinstance(events[-1], protocol.Done) and events[0].total_steps == 0
+    assert "Painting latents" in [event.stage for event in events if isinstance(event, protocol.Progress)]
+    assert sum(isinstance(event, protocol.Preview) for event in events) == 4, "one a step, and the start"
