@@ -29,6 +29,7 @@ def test_pause_frees_the_process_and_resume_goes_on(tmp_path):
         folder = protocol.JobFolder(generate.preferences.data_folder() / "jobs" / run)
         assert len(folder.attempts()) == 2 and not folder.previews.exists(), "thinned"
         """,
+        limit=180,
     )
 
 
@@ -44,6 +45,7 @@ def test_after_a_crash_the_file_opened_again_resumes(tmp_path):
         os.kill(running._worker.pid, 9)  # with it, or the fake one would work on to its end
         os._exit(0)
         """,
+        limit=180,
     )
     run_scenario(
         tmp_path,
@@ -103,4 +105,5 @@ def test_after_a_crash_the_file_opened_again_resumes(tmp_path):
         kept = {p.name for p in jobs_folder.iterdir()} & {name for name, _, _ in made}
         assert kept == {"new-done", "paused"}, kept
         """,
+        limit=180,
     )

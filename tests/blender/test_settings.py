@@ -32,6 +32,7 @@ def test_presets_tell_what_they_change(tmp_path):
             except RuntimeError as error:
                 assert sentence in str(error), error
         """,
+        limit=150,
     )
 
 
@@ -49,6 +50,7 @@ def test_one_set_of_maps_for_each_slot(tmp_path):
         assert bpy.ops.patina.revert() == {"FINISHED"}
         assert [place.material and place.material.name for place in cube.material_slots] == ["Material", None, None]
         """,
+        limit=150,
     )
 
 
@@ -71,6 +73,7 @@ def test_udim_tiles_are_refused_with_the_reason(tmp_path):
         assert bpy.ops.patina.generate() == {"FINISHED"}
         assert [l.name for l in cube.data.uv_layers] == ["UVMap", "Patina"]
         """,
+        limit=150,
     )
 
 
@@ -113,6 +116,7 @@ def test_doctor_models_and_install_are_tasks_that_end(tmp_path):
         assert not (jobs.preferences.data_folder() / "backend-env").exists()
         os.environ["PATINA_PYTHON"] = named
         """,
+        limit=150,
     )
 
 
@@ -153,4 +157,5 @@ def test_out_of_memory_offers_a_smaller_try(tmp_path):
         assert bpy.context.scene.patina.texture_size == "1024" and bpy.context.scene.patina.quality == "draft"
         assert running.status.fix == "" and running.status.message == "The maps are done."
         """,
+        limit=150,
     )

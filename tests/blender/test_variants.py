@@ -64,6 +64,7 @@ def test_runs_are_kept_shown_pinned_and_deleted(tmp_path):
         assert bpy.ops.patina.variant_show(run=first) == {"FINISHED"}, "made again from its files"
         assert tuple(images.find(first)["normal"].size) == (512, 512)
         """,
+        limit=150,
     )
 
 
@@ -78,6 +79,7 @@ def test_a_failed_run_leaves_the_variant_that_was_there(tmp_path):
         generate_fails(cube, "failed")
         assert material.is_on(cube, first) and len(cube.patina.variants) == 1
         """,
+        limit=150,
     )
 
 
@@ -112,6 +114,7 @@ def test_more_seeds_wait_in_a_queue_and_cancel_takes_it_apart(tmp_path):
         assert len(cube.patina.variants) == 6 and not any(path.exists() for path in waiting)
         assert "Cancelled" in running.status.message
         """,
+        limit=150,
     )
 
 
@@ -142,6 +145,7 @@ def test_several_selected_objects_are_textured_one_by_one(tmp_path):
         tick_until(lambda: not running.busy)
         assert variants.current(ball).prompt == "added" and variants.has_maps(variants.current(ball))
         """,
+        limit=150,
     )
 
 
@@ -220,4 +224,5 @@ def test_refine_takes_maps_mask_and_locks_along(tmp_path):
         except variants.VariantProblem as error:
             assert "was made for the UV layer UVMap" in str(error), error
         """,
+        limit=150,
     )
