@@ -40,11 +40,10 @@ def specular_normal(normal: Tensor, surface: Tensor, to_camera: Tensor) -> Tenso
     return torch.where(fine, normal, bent)
 
 
-def softened(smooth: Tensor, normal: Tensor, towards: Tensor) -> Tensor:
-    """Share (N,) of diffuse light from `towards` that stays: smooth towards the smooth normal's terminator."""
-    cos_light = (smooth * towards).sum(1).clamp(1e-6, 1)
-    cos_tilt = (smooth * normal).sum(1).clamp(1e-3, 1)
-    return _shadowing(cos_light, cos_tilt)
+def softened(cos_light: Tensor, cos_tilt: Tensor) -> Tensor:
+    """Share of diffuse light that stays: smooth towards the smooth normal's terminator. Cosines of the smooth normal
+    with the light (N, S) and with the mapped normal (N, 1)."""
+    return _shadowing(cos_light.clamp(1e-6, 1), cos_tilt.clamp(1e-3, 1))
 
 
 def _shadowing(cos_light: Tensor, cos_tilt: Tensor) -> Tensor:

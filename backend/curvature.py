@@ -49,9 +49,9 @@ def observe(told: Tensor, uv: Tensor, signed: Tensor) -> None:
 def newton_step(told: Tensor, uv: Tensor, slope: Tensor, residual: Tensor) -> Tensor:
     """(N, K) to subtract from the first K stored values at uv (N, 2), so that display colours lose `residual` (N, 3).
 
-    slope (N, K) is J' residual; the values behind the K-th stay as they are. A pixel in a highlight says much more than the mean A allows for: with j its own
-    derivative along the residual, (A + j j')^-1 j = A^-1 j / (1 + j' A^-1 j) (Sherman and Morrison), which never goes
-    farther than the residual.
+    slope (N, K) is J' residual; the values behind the K-th stay as they are. A pixel in a highlight says much more than
+    the mean A allows for: with j its own derivative along the residual, (A + j j')^-1 j = A^-1 j / (1 + j' A^-1 j)
+    (Sherman and Morrison), which never goes farther than the residual.
     """
     sums = _read(told, uv).unbind(1)
     weight = sums[-1] + EXPECTED_POINTS

@@ -22,7 +22,7 @@ from .rasterize import GBuffer
 
 ROUGHNESS_MIN = 0.05  # below, a sun's highlight falls between pixels
 FSS_DIELECTRIC = (IOR - 1) / (4.08567 + 1.00071 * IOR)  # cosine-averaged Fresnel, Cycles' fit
-MANY_WORLDS = 32  # from which on a product with all of them costs more than one a point
+MANY_PICTURES = 32  # from which on a product with the matrices of all costs more than one a point
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _world(lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights, ope
     tangent, _ = _sideways(gbuffer.to_camera, normal, lobe.cos_view)
     products, q = _products(normal, tangent), lobe.moments
     plain, schlick, real = (
-        _under(world, view, _turned(q[:, first : first + 6], normal, tangent, products)) for first in (0, 6, 12)
+        _by_picture(_turned(q[:, first : first + 6], normal, tangent, products), world, view) for first in (0, 6, 12)
     )
     if lights.residuals is not None:
         mean = (q[:, 1:2] * normal + q[:, 2:3] * tangent) / q[:, :1]
@@ -168,7 +168,7 @@ def _irradiance(lobe: _Lobe, view: Tensor, world: Tensor, lights: Lights) -> Ten
     else:
         tangent, _ = _sideways(lobe.smooth, normal, (lobe.smooth * normal).sum(1))
         share = moments[:, :1]
-    total = _under(world, view, _turned(moments, normal, tangent, _products(normal, tangent)))
+    total = _by_picture(_turned(moments, normal, tangent, _products(normal, tangent)), world, view)
     if lights.residuals is not None:
         total = total + share * lights.residuals.diffuse(view, normal)
     return total
@@ -201,46 +201,50 @@ def _turned(q: Tensor, n: Tensor, t: Tensor, products: tuple[Tensor, Tensor, Ten
     return torch.cat((q[:, :1], q[:, 1:2] * n + q[:, 2:3] * t, second[:, :3] + bb, second[:, 3:]), dim=1)
 
 
-def _under(world: Tensor, view: Tensor, lobe: Tensor) -> Tensor:
-    """(N, 3) of lobes (N, 10) in the worlds (B, 10, 3) of their pictures `view` (N,)."""
-    worlds = len(world)
-    if worlds > MANY_WORLDS:
-        return (lobe.unsqueeze(-1) * world[view]).sum(1)
-    # All worlds at once and then the right one: one product of whole matrices, none of small ones a point.
-    every = lobe @ world.transpose(0, 1).reshape(10, 3 * worlds)
-    return every.view(-1, worlds, 3).take_along_dim(view.view(-1, 1, 1), dim=1).squeeze(1)
+def _by_picture(rows: Tensor, matrices: Tensor, view: Tensor) -> Tensor:
+    """(N, C): rows (N, K) times the matrix (B, K, C) of their picture `view` (N,)."""
+    pictures, inner, outer = matrices.shape
+    if pictures > MANY_PICTURES:
+        return (rows.unsqueeze(-1) * matrices[view]).sum(1)
+    # All matrices at once and then the right one: one product of whole matrices, none of small ones a point.
+    every = rows @ matrices.transpose(0, 1).reshape(inner, pictures * outer)
+    return every.view(-1, pictures, outer).gather(1, view.view(-1, 1, 1).expand(-1, 1, outer)).squeeze(1)
 
 
 def _suns(lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights, openness: Openness | None) -> Tensor:
-    alpha = lobe.roughness**2
-    metallic = maps.metallic[:, None]
-    color = maps.base_color.clamp(max=1.0)
-    total = torch.zeros_like(gbuffer.position)
-    for sun in range(lights.sun_direction.shape[1]):
-        irradiance = lights.sun_irradiance[gbuffer.view, sun]
-        towards = lights.sun_direction[gbuffer.view, sun]
-        # The smooth surface decides, not the flat triangle: what that one blocks is a shadow (occlusion.py).
-        above = (lobe.smooth * towards).sum(1) > 0
-        cos_glossy = (lobe.specular_normal * towards).sum(1)
-        cos_diffuse = (lobe.normal * towards).sum(1).clamp(min=0)
-        half = torch.nn.functional.normalize(gbuffer.to_camera + towards, dim=1)
-        n_h = (lobe.specular_normal * half).sum(1).clamp(0, 1)
-        v_h = (gbuffer.to_camera * half).sum(1).clamp(1e-4, 1)
-        if lights.sun_spread is not None:
-            alpha = _widened(lobe.roughness**2, n_h, lights.sun_spread[gbuffer.view, sun])
-        smith = _smith(lobe.cos_view, cos_glossy.clamp(min=1e-4), alpha)
-        specular = torch.where(cos_glossy > 0, _ggx(n_h, alpha) * smith / (4 * lobe.cos_view), 0.0)
-        schlick = (1 - v_h) ** 5
-        metal = (color + (1 - color) * schlick[:, None]) * lobe.multiscatter_metal
-        dielectric = (dielectric_fresnel(v_h) * lobe.multiscatter_dielectric)[:, None]
-        reflected = (metallic * metal + (1 - metallic) * dielectric) * specular[:, None]
-        if maps.normal is not None:
-            cos_diffuse = cos_diffuse * bump.softened(lobe.smooth, lobe.normal, towards)
-        diffuse = maps.base_color * (lobe.diffuse_weight * cos_diffuse / torch.pi)[:, None]
-        if openness is not None and openness.suns is not None:
-            irradiance = irradiance * openness.suns[:, sun : sun + 1]
-        total = total + torch.where(above[:, None], (reflected + diffuse) * irradiance, 0.0)
-    return total
+    """All suns at once: of each only its cosines are needed, (N, S)."""
+    view, to_camera = gbuffer.view, gbuffer.to_camera
+    towards = lights.sun_direction.transpose(1, 2)
+    # The smooth surface decides, not the flat triangle: what that one blocks is a shadow (occlusion.py).
+    cos_smooth, cos_glossy, cos_diffuse, v_l = (
+        _by_picture(direction, towards, view)
+        for direction in (lobe.smooth, lobe.specular_normal, lobe.normal, to_camera)
+    )
+    # With the half vector h = (v + l) / |v + l|, where |v + l|^2 = 2 + 2 v.l
+    length = torch.sqrt((2 + 2 * v_l).clamp(min=1e-8))
+    n_v = (lobe.specular_normal * to_camera).sum(1, keepdim=True)
+    n_h, v_h = ((n_v + cos_glossy) / length).clamp(0, 1), (length / 2).clamp(1e-4, 1)
+    alpha = (lobe.roughness**2)[:, None]
+    if lights.sun_spread is not None:
+        alpha = _widened(alpha, n_h, lights.sun_spread[view])
+    cos_view = lobe.cos_view[:, None]
+    glossy = _ggx(n_h, alpha) * _smith(cos_view, cos_glossy.clamp(min=1e-4), alpha) / (4 * cos_view)
+    shown = cos_smooth > 0
+    glossy = torch.where(shown & (cos_glossy > 0), glossy, 0.0)
+    diffuse = torch.where(shown, cos_diffuse.clamp(min=0), 0.0)
+    if maps.normal is not None:
+        diffuse = diffuse * bump.softened(cos_smooth, (lobe.smooth * lobe.normal).sum(1, keepdim=True))
+    if openness is not None and openness.suns is not None:
+        glossy, diffuse = glossy * openness.suns, diffuse * openness.suns
+    plain, schlick, real, diffuse = (
+        _by_picture(weight, lights.sun_irradiance, view)
+        for weight in (glossy, glossy * (1 - v_h) ** 5, glossy * dielectric_fresnel(v_h), diffuse)
+    )
+    metallic, color = maps.metallic[:, None], maps.base_color.clamp(max=1.0)
+    metal = (color * (plain - schlick) + schlick) * lobe.multiscatter_metal
+    dielectric = real * lobe.multiscatter_dielectric[:, None]
+    diffuse = maps.base_color * (lobe.diffuse_weight / torch.pi)[:, None] * diffuse
+    return metallic * metal + (1 - metallic) * dielectric + diffuse
 
 
 def _widened(alpha: Tensor, n_h: Tensor, spread: Tensor) -> Tensor:

@@ -79,14 +79,10 @@ def test_the_lost_share_is_what_sampling_finds(roughness, cosine, lean_deg):
 
 
 def test_light_fades_towards_the_smooth_terminator():
-    smooth = torch.tensor([[0.0, 0.0, 1.0]], dtype=WIDE)
-    tilted = torch.tensor([[0.6, 0.0, 0.8]], dtype=WIDE)
-    shares = [
-        float(bump.softened(smooth, tilted, torch.tensor([[np.sin(a), 0.0, np.cos(a)]], dtype=WIDE)))
-        for a in np.radians([0, 45, 70, 85, 89.9])
-    ]
+    cosines = torch.tensor(np.cos(np.radians([[0, 45, 70, 85, 89.9]])), dtype=WIDE)
+    shares = bump.softened(cosines, torch.tensor([[0.8]], dtype=WIDE))[0].tolist()
     assert shares == sorted(shares, reverse=True) and shares[0] == 1 and shares[-1] < 0.05
-    assert float(bump.softened(smooth, smooth, torch.tensor([[1.0, 0.0, 0.05]], dtype=WIDE))) == 1
+    assert (bump.softened(cosines, torch.tensor([[1.0]], dtype=WIDE)) == 1).all()
 
 
 def test_a_flat_normal_map_changes_nothing():
