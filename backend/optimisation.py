@@ -47,7 +47,7 @@ class Plan:
     average_from: float = 0.4
     average_decay: float = 0.98
     detail_decay: float = 0.001  # of the UV levels a step: noise dies, what is asked for again stays
-    binary_metallic: float = 0.05  # of a step, towards 0 or 1
+    binary_metallic: float = 0.15  # of a step, towards 0 or 1
     binary_from: float = 0.6
     options: Options = Options()
 

@@ -3,6 +3,8 @@
 
     python -m backend evaluate recovery --json FILE [--shapes sphere,box] [--materials inlay,...] [--size 256]
 
+A run that is broken off goes on where it was: what FILE holds already is not measured again.
+
 Each (shape x material) is optimised from a model whose clean picture is the render of the known maps, and the
 images as they are written (8 bit, gutters filled) are judged: rendered under ten lights and from ten cameras that
 the run never had, and texel by texel where a camera of the run saw the surface. Metallic and roughness count where
@@ -225,29 +227,36 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--size", type=int, default=256, help="texels and pixels to a side")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--views", type=int, default=VIEWS)
+    parser.add_argument("--merge", type=Path, nargs="+", default=[], help="take over the rows of these files first")
     parser.add_argument("--picture", type=Path, help="write true beside recovered maps of each run here (PNG files)")
     options = parser.parse_args(arguments)
     shapes, materials = options.shapes.split(","), options.materials.split(",")
     for name in [n for n in shapes if n not in SHAPES] + [n for n in materials if n not in known.MATERIALS]:
         parser.error(f"{name!r} is neither of {', '.join(SHAPES)} nor of {', '.join(known.MATERIALS)}.")
     tables, rows = ggx_tables.load(), []
+    for path in [options.json, *options.merge]:
+        if path.exists():
+            rows += json.loads(path.read_text("utf-8"))["rows"]
+    settings = {"size": options.size, "steps": options.steps, "views": options.views}
+    done = {(row["shape"], row["material"]) for row in rows}
     plan = plan_for(options.size, options.size, options.steps, views=options.views)
-    for shape in shapes:
-        mesh = SHAPES[shape]()
-        for name in materials:
-            stored = known.image(known.MATERIALS[name], options.size)
-            result = recover(mesh, stored, plan, tables)
-            row = judge(result, mesh, options.size, tables, uniform=name == "plastic")
-            row = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
-            rows.append({"shape": shape, "material": name, **row})
-            print(json.dumps(rows[-1]), flush=True)
-            if options.picture:
-                _write_picture(options.picture / f"{shape}_{name}.png", result)
-            results = {"size": options.size, "steps": options.steps, "views": options.views}
-            results |= {"summary": summary(rows), "rows": rows}
-            protocol.write_beside(options.json, json.dumps(results, indent=1).encode())
+    for shape, name in [(s, m) for s in shapes for m in materials if (s, m) not in done]:
+        mesh, stored = SHAPES[shape](), known.image(known.MATERIALS[name], options.size)
+        result = recover(mesh, stored, plan, tables)
+        row = judge(result, mesh, options.size, tables, uniform=name == "plastic")
+        row = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+        rows.append({"shape": shape, "material": name, **settings, **row})
+        print(json.dumps(rows[-1]), flush=True)
+        if options.picture:
+            _write_picture(options.picture / f"{shape}_{name}.png", result)
+        _write(options.json, rows)
+    _write(options.json, rows)
     print(json.dumps(summary(rows), indent=1))
     return 0
+
+
+def _write(path: Path, rows: list[dict[str, object]]) -> None:
+    protocol.write_beside(path, json.dumps({"summary": summary(rows), "rows": rows}, indent=1).encode())
 
 
 def _write_picture(path: Path, result: Recovered) -> None:

@@ -96,7 +96,7 @@ def test_an_environment_is_built_and_known_as_ready(tmp_path, index, recipe):
     fractions = [fraction for fraction, _ in states]
     assert fractions == sorted(fractions) and fractions[0] < 0.05 and fractions[-1] == 1.0
     assert {"Creating the environment", "Updating pip", "Trying it out"} <= {text for _, text in states}
-    assert longest < 0.1
+    assert longest < 0.25  # a wait for a process or the network would be much longer
     assert environment.environment_python(folder).exists()
     assert build.last_log_lines()[-1] == "1.0"
 
