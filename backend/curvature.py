@@ -21,9 +21,9 @@ SIDE_AT_MOST = 256  # texels: what is told changes slowly over the surface
 MEMORY = 0.9  # share of the sums that stays from step to step
 # Before anything is seen, each value is taken to show this much, with the weight of this many points.
 EXPECTED, EXPECTED_POINTS = 0.3, 0.3
-DAMPING = 1e-3  # added to the curvature: what hardly shows moves slowly
 # A derivative counts up to this: in the highlights of mirrors they grow to millions, and a few pixels would say all.
 STEEPEST = 30.0
+LEAST_PIVOT = 1e-4  # what rounding leaves of one that is 0
 FARTHEST = 0.5  # in stored values, of one pixel's wish
 
 
@@ -46,18 +46,19 @@ def observe(told: Tensor, uv: Tensor, signed: Tensor) -> None:
 
 
 @torch.no_grad()
-def newton_step(told: Tensor, uv: Tensor, slope: Tensor, residual: Tensor) -> Tensor:
+def newton_step(told: Tensor, uv: Tensor, slope: Tensor, residual: Tensor, damping: float) -> Tensor:
     """(N, K) to subtract from the first K stored values at uv (N, 2), so that display colours lose `residual` (N, 3).
 
-    slope (N, K) is J' residual; the values behind the K-th stay as they are. A pixel in a highlight says much more than
-    the mean A allows for: with j its own derivative along the residual, (A + j j')^-1 j = A^-1 j / (1 + j' A^-1 j)
-    (Sherman and Morrison), which never goes farther than the residual.
+    slope (N, K) is J' residual; the values behind the K-th stay as they are. `damping` is added to the curvature: what
+    shows less than that moves slowly. A pixel in a highlight says much more than the mean A allows for: with j its own
+    derivative along the residual, (A + j j')^-1 j = A^-1 j / (1 + j' A^-1 j) (Sherman and Morrison), which never goes
+    farther than the residual.
     """
     sums = _read(told, uv).unbind(1)
     weight = sums[-1] + EXPECTED_POINTS
     mean = {pair: total / weight for pair, total in zip(PAIRS, sums[:-1], strict=True)}
     for value in range(slope.shape[1]):
-        mean[value, value] = mean[value, value] + EXPECTED * EXPECTED_POINTS / weight + DAMPING
+        mean[value, value] = mean[value, value] + EXPECTED * EXPECTED_POINTS / weight + damping
     step = _solve(mean, slope)
     own = (slope * step).sum(1) / (residual**2).sum(1).clamp(min=1e-12)
     return (step / (1 + own.clamp(min=0))[:, None]).clamp(-FARTHEST, FARTHEST)
@@ -79,7 +80,7 @@ def _solve(matrix: dict[tuple[int, int], Tensor], right: Tensor) -> Tensor:
         left = matrix[column, column]
         for k in range(column):
             left = left - lower[column, k] * scaled[k]
-        pivot.append(left.clamp(min=DAMPING / 10))
+        pivot.append(left.clamp(min=LEAST_PIVOT))
         for row in range(column + 1, count):
             left = matrix[row, column]
             for k in range(column):

@@ -41,6 +41,7 @@ class Plan:
     seed: int
     rescale: float = 0.7
     rate: float = 0.5  # share of what pictures ask for that one step gives
+    damping: float = 0.1  # of the steps: a model's small whims would drive values that hardly show
     rate_end: float = 0.1  # share of the rate that is left at the end
     normal_from: float = 0.3  # share of the run before which the normal stays flat
     all_detail_at: float = 0.3  # share of the run after which every level is open
@@ -199,7 +200,7 @@ def _move(
     gbuffer, detail = scene.gbuffer, _detail(plan, progress)
     free = material.METALLIC if base_color_only else material.CHANNELS
     moves = torch.zeros_like(slope)
-    moves[:, :free] = curvature.newton_step(state.told, gbuffer.uv, slope[:, :free], wanted)
+    moves[:, :free] = curvature.newton_step(state.told, gbuffer.uv, slope[:, :free], wanted, plan.damping)
     if progress > plan.binary_from and not base_color_only:
         # On top of what pictures ask for: as a part of their slope it would drag the other values along.
         strength = plan.binary_metallic * (progress - plan.binary_from) / (1 - plan.binary_from)
