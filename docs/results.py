@@ -10,16 +10,16 @@ import json
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
-START, END = "## How good are the maps\n", "## The route\n"
+START, END = "## How good are the maps\n", "## How true is the renderer\n"
 
 INTRODUCTION = """\
 Measured by `python build.py evaluate prior --json docs/prior.json` on all {pairs} pairs of its list, textured at
 *draft*; the shapes (knot, vase, stairs, bowl) were never trained on. The judge is the generator of the training
 materials itself (`backend/evaluate/prior.py`, `_patterned.py`): it says whether the maps are what the prior was taught,
-not whether they look like the real thing; for that, look at the pictures. Not blind: three runs of this table came
-before, and after each something that it showed was changed (colours drifted: the denoiser's say was bounded; dots and
-zebra were taken for mixtures and rust for metal: how a run starts). The last change was measured on the two mixtures,
-rusty iron and oxidised bronze; the other rows are from the commit before it, whose path for them is the same.
+not whether they look like the real thing; for that, look at the pictures. Not blind: five runs of this table came
+before, and after each something that it showed was changed: colours drifted (the denoiser's say was bounded); dots and
+zebra were taken for mixtures and rust for metal (how a run starts); maps were noisy (another optimiser); with that one,
+metallic crept up in dark patterns (what hardly shows moves slowly).
 """
 
 
