@@ -40,9 +40,9 @@ class Plan:
     pattern_scale: float
     seed: int
     rescale: float = 0.7
-    rate: float = 0.5  # share of what pictures ask for that one step gives
+    rate: float = 1.0  # share of what pictures ask for that one step gives
     damping: float = 0.1  # of the steps: a model's small whims would drive values that hardly show
-    rate_end: float = 0.1  # share of the rate that is left at the end
+    rate_end: float = 0.3  # share of the rate that is left at the end
     normal_from: float = 0.3  # share of the run before which the normal stays flat
     all_detail_at: float = 0.3  # share of the run after which every level is open
     average_from: float = 0.4
