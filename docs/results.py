@@ -20,7 +20,7 @@ not whether they look like the real thing; for that, look at the pictures. Not b
 before, and after each something that it showed was changed: colours drifted (the denoiser's say was bounded); dots and
 zebra were taken for mixtures and rust for metal (how a run starts); maps were noisy (another optimiser); with that one,
 metallic crept up in dark patterns (what hardly shows moves slowly), and the inside of the vase stayed blurred (a larger
-rate). The last change was measured on the patterned materials and the two mixtures; the other 17 rows, and the judgement
+rate). The last change was measured on the patterned materials and the two mixtures; the other 17 rows and the judgement
 under Cycles, are from before it.
 """
 
