@@ -87,7 +87,8 @@ def plan_for(steps: int, render_size: int, finest: int, seed: int = 0, **changes
     """A plan that trusts the model: no guidance beyond it, no prior of the maps of our own."""
     settings = {
         "views": 4, "guidance": "clamped", "guidance_scale": 1.0, "pattern_scale": 1.0, "rescale": 0.0,
-        "detail_decay": 0.0, "binary_metallic": 0.0, "damping": 1e-3, "options": Options(weighting="uniform"),
+        "detail_decay": 0.0, "binary_metallic": 0.0, "damping": 1e-3, "rate": 0.5, "rate_end": 0.1,
+        "options": Options(weighting="uniform"),
         **changes,
     }  # fmt: skip
     return Plan(steps=steps, render_size=render_size, finest=finest, seed=seed, **settings)
