@@ -24,8 +24,8 @@ RECOVERY = (
 def parity(told: dict) -> list[str]:
     earlier = told.get("earlier", {"groups": {}})
     lines = [
-        f"**Beside Cycles** (`evaluate parity`, Blender {told['blender']}, {told['pictures']} of {told['of']};",
-        "pictures, relative error over interior pixels; [ours, Cycles', difference x 20](docs/parity.png)):",
+        f"**Beside Cycles** (`evaluate parity`, Blender {told['blender']}, {told['pictures']} of {told['of']}",
+        "pictures; relative error over interior pixels; [ours, Cycles', difference x 20](docs/parity.png)):",
         "",
         "| light, mesh | pictures | mean | worst picture |",
         "|---|---|---|---|",
