@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One optimiser step: what the model is shown, what moves, and that it is the same every time."""
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import shapes_for_tests as shapes
 import torch
 
 from backend import ggx_tables, material, optimisation, views
-from backend.diffusion.interface import Prediction
+from backend.diffusion.interface import ModelError, Prediction
 from backend.rasterize import Triangles
 
 TABLES = ggx_tables.load()
@@ -119,6 +120,14 @@ def test_everything_stays_finite_with_a_model_far_out(guidance, mesh):
     state = run(wild, mesh, plan, 10)
     assert torch.isfinite(values(state)).all() and state.step == 10
     assert all(torch.isfinite(p).all() for p in state.average.parameters())
+
+
+def test_a_model_that_answers_with_no_numbers_is_named_and_moves_nothing(mesh):
+    state = optimisation.new_state(PLAN, torch.device("cpu"))
+    before = values(state).clone()
+    with pytest.raises(ModelError, match="The model spy answered step 0 with values that are not numbers"):
+        optimisation.step(state, PLAN, Spy(wish=math.nan), oracle.new_pool(mesh, 32, 0), TABLES)
+    assert torch.equal(values(state), before)
 
 
 def test_the_same_seed_moves_the_maps_alike_and_another_does_not(mesh):
