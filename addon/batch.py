@@ -159,6 +159,3 @@ def _wish(row: dict, number: int, name: str, prompt: str, seed: int) -> Wish:
 def _plain(text: str) -> str:
     """The text as part of a file name."""
     return re.sub(r"[^\w.-]+", "_", text).strip("._")[:60] or "_"
-
-
-

@@ -151,6 +151,3 @@ def _say(text: str) -> None:
 def _fail(sentence: str, code: int) -> int:
     print(f"Patina: {sentence}", file=sys.stderr, flush=True)
     return code
-
-
-

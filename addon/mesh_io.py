@@ -127,9 +127,7 @@ def read(
         arrays["face_mask"] = arrays["face_mask"] & region
     if not arrays["face_mask"].any():
         raise MeshProblem("No face uses the active material slot. Assign some faces to it, or cover the whole object.")
-    return {
-        name: np.ascontiguousarray(arrays[name], dtype) for name, (_, dtype) in protocol.MESH_ARRAYS.items()
-    }
+    return {name: np.ascontiguousarray(arrays[name], dtype) for name, (_, dtype) in protocol.MESH_ARRAYS.items()}
 
 
 def write(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -8,12 +8,8 @@ import bpy
 from . import generate, interrupted, material, mesh_io, placing, protocol, session, status, variants
 
 
-class PATINA_OT_generate(bpy.types.Operator):
-    """Make a PBR material for each selected mesh object from its prompt; objects without one take the active's"""
-
-    bl_idname = "patina.generate"
-    bl_label = "Generate"
-    bl_options = {"UNDO"}
+class StartsRuns:
+    """What every button asks that begins a run of the active object."""
 
     @classmethod
     def poll(cls, context):
@@ -21,6 +17,14 @@ class PATINA_OT_generate(bpy.types.Operator):
         if reason:
             cls.poll_message_set(reason)
         return not reason
+
+
+class PATINA_OT_generate(StartsRuns, bpy.types.Operator):
+    """Make a PBR material for each selected mesh object from its prompt; objects without one take the active's"""
+
+    bl_idname = "patina.generate"
+    bl_label = "Generate"
+    bl_options = {"UNDO"}
 
     def execute(self, context):
         prompt = context.object.patina.prompt
@@ -58,7 +62,7 @@ def start_all(operator: bpy.types.Operator, context: bpy.types.Context, runs: li
     return {"FINISHED"}
 
 
-class PATINA_OT_retry_smaller(bpy.types.Operator):
+class PATINA_OT_retry_smaller(StartsRuns, bpy.types.Operator):
     """Free the backend's memory and try again with maps of half the size, as a draft"""
 
     bl_idname = "patina.retry_smaller"
@@ -67,10 +71,10 @@ class PATINA_OT_retry_smaller(bpy.types.Operator):
 
     @classmethod
     def poll(cls, context):
-        reason = generate.refusal(session.current(), context.object)
-        if reason:
-            cls.poll_message_set(reason)
-        return not reason
+        if session.current().busy:  # it ends the backend, which other runs may need
+            cls.poll_message_set("Wait for the end of the run")
+            return False
+        return super().poll(context)
 
     def execute(self, context):
         how = context.scene.patina
@@ -260,24 +264,16 @@ def failed(operator: bpy.types.Operator, running, sentence: str) -> set[str]:
     return {"CANCELLED"}
 
 
-_CLASSES = (
-    PATINA_OT_generate,
-    PATINA_OT_retry_smaller,
-    PATINA_OT_cancel,
-    PATINA_OT_pause,
-    PATINA_OT_resume,
-    PATINA_OT_discard,
-    PATINA_OT_revert,
-    PATINA_OT_apply,
-    PATINA_OT_show_textures,
+register, unregister = bpy.utils.register_classes_factory(
+    (
+        PATINA_OT_generate,
+        PATINA_OT_retry_smaller,
+        PATINA_OT_cancel,
+        PATINA_OT_pause,
+        PATINA_OT_resume,
+        PATINA_OT_discard,
+        PATINA_OT_revert,
+        PATINA_OT_apply,
+        PATINA_OT_show_textures,
+    )
 )
-
-
-def register() -> None:
-    for cls in _CLASSES:
-        bpy.utils.register_class(cls)
-
-
-def unregister() -> None:
-    for cls in reversed(_CLASSES):
-        bpy.utils.unregister_class(cls)

@@ -167,14 +167,4 @@ def _draw_outcome(layout, context, shown) -> None:
         draw_text(layout, context, warning, "ERROR")
 
 
-_CLASSES = (PATINA_PT_main, PATINA_PT_preview, PATINA_PT_advanced)
-
-
-def register() -> None:
-    for cls in _CLASSES:
-        bpy.utils.register_class(cls)
-
-
-def unregister() -> None:
-    for cls in reversed(_CLASSES):
-        bpy.utils.unregister_class(cls)
+register, unregister = bpy.utils.register_classes_factory((PATINA_PT_main, PATINA_PT_preview, PATINA_PT_advanced))

@@ -86,7 +86,9 @@ class PipOutput:
         now = time.monotonic()
         if now - self._counted_at >= COUNT_INTERVAL_S:
             self._counted_at = now
-            pattern = "Lib/site-packages/*.dist-info" if (self._folder / "Lib").is_dir() else (
-                "lib/python*/site-packages/*.dist-info"
+            pattern = (
+                "Lib/site-packages/*.dist-info"
+                if (self._folder / "Lib").is_dir()
+                else ("lib/python*/site-packages/*.dist-info")
             )
             self._installed = sum(1 for _ in self._folder.glob(pattern))

@@ -154,14 +154,6 @@ class PATINA_MT_presets(bpy.types.Menu):
         layout.operator("patina.preset_save", icon="ADD")
 
 
-_CLASSES = (PATINA_OT_preset_apply, PATINA_OT_preset_save, PATINA_OT_preset_remove, PATINA_MT_presets)
-
-
-def register() -> None:
-    for cls in _CLASSES:
-        bpy.utils.register_class(cls)
-
-
-def unregister() -> None:
-    for cls in reversed(_CLASSES):
-        bpy.utils.unregister_class(cls)
+register, unregister = bpy.utils.register_classes_factory(
+    (PATINA_OT_preset_apply, PATINA_OT_preset_save, PATINA_OT_preset_remove, PATINA_MT_presets)
+)

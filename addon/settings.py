@@ -64,9 +64,7 @@ class PATINA_PG_object(bpy.types.PropertyGroup):
         maxlen=2000,
         options={"TEXTEDIT_UPDATE"},
     )
-    negative_prompt: StringProperty(
-        name="Negative Prompt", description="What it shall not look like", maxlen=2000
-    )
+    negative_prompt: StringProperty(name="Negative Prompt", description="What it shall not look like", maxlen=2000)
     seed: IntProperty(
         name="Seed",
         description="The same seed and settings give the same material",

@@ -220,24 +220,16 @@ class PATINA_OT_remove_model(_NeedsBackend, bpy.types.Operator):
         return self.command(f"Removing {self.model}", "models", "remove", self.model)
 
 
-_CLASSES = (
-    PATINA_OT_install_backend,
-    PATINA_OT_repair_backend,
-    PATINA_OT_remove_backend,
-    PATINA_OT_cancel_task,
-    PATINA_OT_doctor,
-    PATINA_OT_copy_report,
-    PATINA_OT_list_models,
-    PATINA_OT_pull_model,
-    PATINA_OT_remove_model,
+register, unregister = bpy.utils.register_classes_factory(
+    (
+        PATINA_OT_install_backend,
+        PATINA_OT_repair_backend,
+        PATINA_OT_remove_backend,
+        PATINA_OT_cancel_task,
+        PATINA_OT_doctor,
+        PATINA_OT_copy_report,
+        PATINA_OT_list_models,
+        PATINA_OT_pull_model,
+        PATINA_OT_remove_model,
+    )
 )
-
-
-def register() -> None:
-    for cls in _CLASSES:
-        bpy.utils.register_class(cls)
-
-
-def unregister() -> None:
-    for cls in reversed(_CLASSES):
-        bpy.utils.unregister_class(cls)

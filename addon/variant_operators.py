@@ -9,7 +9,7 @@ import bpy
 from bpy.props import IntProperty, StringProperty
 
 from . import generate, mesh_io, placing, session, settings, variants
-from .operators import failed, start_all
+from .operators import StartsRuns, failed, start_all
 
 
 class _OfAVariant:
@@ -31,14 +31,10 @@ class _OfAVariant:
         return found
 
 
-class _StartsRuns(_OfAVariant):
+class _StartsFromAVariant(StartsRuns, _OfAVariant):
     @classmethod
     def poll(cls, context):
-        reason = generate.refusal(session.current(), context.object)
-        if reason:
-            cls.poll_message_set(reason)
-            return False
-        return super().poll(context)
+        return super().poll(context) and super(StartsRuns, cls).poll(context)
 
 
 class PATINA_OT_variant_show(_OfAVariant, bpy.types.Operator):
@@ -136,7 +132,7 @@ class PATINA_OT_variant_clean(_OfAVariant, bpy.types.Operator):
         return {"FINISHED"}
 
 
-class PATINA_OT_refine(_StartsRuns, bpy.types.Operator):
+class PATINA_OT_refine(_StartsFromAVariant, bpy.types.Operator):
     """Go on from the maps of the shown variant, with the prompt and settings of the panel, within the limits below"""
 
     bl_idname = "patina.refine"
@@ -151,7 +147,7 @@ class PATINA_OT_refine(_StartsRuns, bpy.types.Operator):
         return start_all(self, context, [(context.object, {"start": run})])
 
 
-class PATINA_OT_more_seeds(_StartsRuns, bpy.types.Operator):
+class PATINA_OT_more_seeds(_StartsFromAVariant, bpy.types.Operator):
     """Make the shown variant again with other seeds, one after the other"""
 
     bl_idname = "patina.more_seeds"
@@ -171,22 +167,14 @@ class PATINA_OT_more_seeds(_StartsRuns, bpy.types.Operator):
         return start_all(self, context, [(obj, {"show": seed == seeds[0], "seed": seed}) for seed in seeds])
 
 
-_CLASSES = (
-    PATINA_OT_variant_show,
-    PATINA_OT_variant_pin,
-    PATINA_OT_variant_use_settings,
-    PATINA_OT_variant_delete,
-    PATINA_OT_variant_clean,
-    PATINA_OT_refine,
-    PATINA_OT_more_seeds,
+register, unregister = bpy.utils.register_classes_factory(
+    (
+        PATINA_OT_variant_show,
+        PATINA_OT_variant_pin,
+        PATINA_OT_variant_use_settings,
+        PATINA_OT_variant_delete,
+        PATINA_OT_variant_clean,
+        PATINA_OT_refine,
+        PATINA_OT_more_seeds,
+    )
 )
-
-
-def register() -> None:
-    for cls in _CLASSES:
-        bpy.utils.register_class(cls)
-
-
-def unregister() -> None:
-    for cls in reversed(_CLASSES):
-        bpy.utils.unregister_class(cls)

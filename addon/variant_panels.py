@@ -106,14 +106,4 @@ class PATINA_PT_refine(Sidebar, bpy.types.Panel):
         row.operator("patina.refine", icon="MOD_DYNAMICPAINT")
 
 
-_CLASSES = (PATINA_PT_variants, PATINA_PT_refine)
-
-
-def register() -> None:
-    for cls in _CLASSES:
-        bpy.utils.register_class(cls)
-
-
-def unregister() -> None:
-    for cls in reversed(_CLASSES):
-        bpy.utils.unregister_class(cls)
+register, unregister = bpy.utils.register_classes_factory((PATINA_PT_variants, PATINA_PT_refine))

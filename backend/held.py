@@ -19,7 +19,7 @@ from torch import Tensor
 from addon.protocol import MAP_NAMES, JobFolder, ProtocolError, TextureRequest
 
 from . import material
-from .maps import CHANNELS, fill_uncovered, read_map
+from .maps import CHANNELS, fill_uncovered, find_map, read_map
 from .mesh import Mesh
 from .rasterize import GBuffer, Triangles, texels_of
 
@@ -81,11 +81,10 @@ def read_start(job: JobFolder) -> dict[str, Tensor]:
     """The four start maps (T, T, C), stored values in 0..1, row 0 at the top. Raises ProtocolError."""
     maps = {}
     for name in MAP_NAMES:
-        path = job.start / f"{name}.png"
         try:
-            values = read_map(path)
+            values = read_map(find_map(job.start, name))
         except (OSError, UnidentifiedImageError, ValueError) as error:
-            raise ProtocolError(f"The start map {path.name} in {job.start} cannot be read: {error}") from error
+            raise ProtocolError(f"The start map {name} in {job.start} cannot be read: {error}") from error
         channels = CHANNELS[name]
         values = values[..., None] if values.ndim == 2 else values[..., :3]
         values = values[..., :1] if channels == 1 else np.broadcast_to(values, (*values.shape[:2], 3))

@@ -42,6 +42,7 @@ class Run:
     model: Denoiser
     warnings: list[str]
     still: picture.Still
+    small: material.Texels  # of the previews
     painter: str  # the name of the model that begins
     seconds: dict[str, float] = field(default_factory=dict)
     preview_number: int = 0
@@ -68,11 +69,11 @@ def progress(run: Run, stage: str, seconds_left: float | None) -> protocol.Progr
     return protocol.Progress(stage, run.step, run.steps, 0.97 * done, seconds_left)
 
 
-def preview(run: Run, where: material.Texels) -> protocol.Preview:
+def preview(run: Run) -> protocol.Preview:
     """Write the averaged maps small, under a new number (Windows cannot replace an open file)."""
     run.preview_number = max(run.preview_number, _last_preview(run.job)) + 1
-    images = material.bake(run.state.average, where)
-    paths, images = _write(run, run.job.previews, images, where, prefix=f"{run.preview_number:05d}_")
+    images = material.bake(run.state.average, run.small)
+    paths, images = _write(run, run.job.previews, images, run.small, prefix=f"{run.preview_number:05d}_")
     picture.write(run.job.preview_picture(run.preview_number), run.still, images)
     for old in run.job.previews.glob("*.png"):
         if old.name[:5].isdigit() and int(old.name[:5]) < run.preview_number - 3:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -15,14 +15,17 @@ from addon.protocol import Event
 from . import four_views, ggx_tables, held, latent_paint, material, optimisation, planning
 from .distillation import Options
 from .guidance import TRAINED
-from .run import PREVIEW_SIZE, Run, preview, progress
+from .run import Run, preview, progress
 
 GRADIENT_OF_LATENTS = "sds"  # where the run's own guidance paints no latents
 SHOWN_SECONDS = 2.5
 
 
-def begin(run: Run, start_maps: dict[str, Tensor] | None) -> Iterator[Event]:
-    """Put a fresh run at what it begins with, and show it. `start_maps`: name -> (T, T, C) stored values."""
+def begin(run: Run, start_maps: dict[str, Tensor] | None, stop_asked: Callable[[], str | None]) -> Iterator[Event]:
+    """Put a fresh run at what it begins with, and show it. `start_maps`: name -> (T, T, C) stored values.
+
+    Returns why it was stopped, or None. Nothing of a start that was stopped can be kept: it is made again.
+    """
     began = time.monotonic()
     yield progress(run, "Choosing the material", None)
     if start_maps is not None and planning.goes_on(run.request):
@@ -35,9 +38,12 @@ def begin(run: Run, start_maps: dict[str, Tensor] | None) -> Iterator[Event]:
             _paint_four_views(run)
         if run.request.start == "latent_paint":
             yield progress(run, "Painting latents", None)
-            yield from _paint_latents(run)
+            why = yield from _paint_latents(run, stop_asked)
+            if why:
+                return why
     run.seconds["start"] = time.monotonic() - began
-    yield preview(run, material.texels(run.mesh, PREVIEW_SIZE, run.device))
+    yield preview(run)
+    return None
 
 
 def _paint_four_views(run: Run) -> None:
@@ -56,11 +62,10 @@ def _paint_four_views(run: Run) -> None:
         four_views.settle(each, *known, where)
 
 
-def _paint_latents(run: Run) -> Iterator[Event]:
-    """Give the maps the base colour that Latent-Paint paints, showing it while it grows."""
+def _paint_latents(run: Run, stop_asked: Callable[[], str | None]) -> Iterator[Event]:
+    """Give the maps the base colour that Latent-Paint paints, showing it while it grows. Returns why it was stopped."""
     plan, maps, told = run.plan, run.state.maps, time.monotonic()
     where = material.texels(run.mesh, maps.pyramid[-1].shape[-1], run.device)
-    small = material.texels(run.mesh, PREVIEW_SIZE, run.device)
     known = torch.ones(len(where.index), device=run.device)
     method = GRADIENT_OF_LATENTS if plan.guidance in (planning.NO_GUIDANCE, *TRAINED) else plan.guidance
     # It begins with noise, whatever the distillation behind it begins with.
@@ -71,11 +76,15 @@ def _paint_latents(run: Run) -> Iterator[Event]:
         run.state.generator,
     )  # fmt: skip
     for texture in steps:
+        why = stop_asked()
+        if why:
+            return why
         image = latent_paint.preview(texture)
         if image is not None and time.monotonic() - told > SHOWN_SECONDS:
             four_views.settle(run.state.average, latent_paint.colors(image, where), known, where)
-            yield preview(run, small)
+            yield preview(run)
             told = time.monotonic()
     image = latent_paint.decoded(run.model, texture)
     for each in (maps, run.state.average):
         four_views.settle(each, latent_paint.colors(image, where), known, where)
+    return None

@@ -54,7 +54,8 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
         state.held = held.hold(request, job, mesh, start_maps, plan.finest, device)
     triangles, mask = Triangles.of(mesh, device), torch.from_numpy(mesh.face_mask)
     pool = _new_pool(request, job, plan, triangles, mask)
-    now = Run(request, job, plan, state, pool, mesh, model, warnings, picture.still(triangles), model.name)
+    still, small = picture.still(triangles), material.texels(mesh, PREVIEW_SIZE, device)
+    now = Run(request, job, plan, state, pool, mesh, model, warnings, still, small, model.name)
     now.seconds = {"model": loaded - began, "mesh": time.monotonic() - loaded}
     refined = None if second is None else _second_run(now, second)
     if refined is not None and checkpoint.read_into(job.checkpoint, refined.state, refined.plan):
@@ -64,9 +65,10 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
     yield protocol.Started(patina_version(), str(device), model.name, now.steps, now.step)
     for sentence in warnings:
         yield protocol.Warning(sentence)
-    if not resumed:
-        yield from begin(now, start_maps)
-    stopped = yield from _optimise(now, stop_asked)
+    stopped = None if resumed else (yield from begin(now, start_maps, stop_asked))
+    begun = stopped is None
+    if begun:
+        stopped = yield from _optimise(now, stop_asked)
     if stopped is None and refined is not None and now is not refined:
         optimisation.go_on_from(refined.state, state)
         if isinstance(model, Resting):
@@ -74,8 +76,9 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
         now, refined.preview_number = refined, now.preview_number
         stopped = yield from _optimise(now, stop_asked)
     if stopped in ("pause", "host gone"):
-        checkpoint.write(job.checkpoint, now.state, now.plan)
-        yield protocol.Checkpoint(now.step)
+        if begun:
+            checkpoint.write(job.checkpoint, now.state, now.plan)
+            yield protocol.Checkpoint(now.step)
         yield protocol.Paused("host gone" if stopped == "host gone" else "asked", now.step)
         return
     if stopped == "cancel":
@@ -112,7 +115,6 @@ def _optimise(now: Run, stop_asked: StopAsked) -> Iterator[Event]:
     """The loop. Returns why it was stopped, or None when all steps are done."""
     state, plan = now.state, now.plan
     tables = ggx_tables.load().to(now.device)
-    small = material.texels(now.mesh, PREVIEW_SIZE, now.device)
     began, first_step = time.monotonic(), state.step
     told = previewed = saved = began
     stage = "Refining" if now.earlier else "Painting"
@@ -128,7 +130,7 @@ def _optimise(now: Run, stop_asked: StopAsked) -> Iterator[Event]:
             yield progress(now, stage, per_step * (plan.steps - state.step))
             told = moment
         if moment - previewed > PREVIEW_SECONDS or (state.step - first_step == 8):
-            yield preview(now, small)
+            yield preview(now)
             previewed = time.monotonic()
         if moment - saved > CHECKPOINT_SECONDS:
             checkpoint.write(now.job.checkpoint, state, plan)

@@ -161,7 +161,7 @@ def test_maps_that_begin_from_maps_show_them(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda job: (job.start / "normal.png").unlink(), "normal.png"),
+        (lambda job: (job.start / "normal.png").unlink(), "no map normal"),
         (lambda job: (job.start / "metallic.png").write_bytes(b"no picture"), "metallic.png"),
         (lambda job: Image.fromarray(np.zeros((8, 8), np.uint8)).save(job.mask), "nothing to change"),
         (lambda job: job.mask.write_bytes(b"x"), "mask"),

@@ -100,3 +100,22 @@ def test_a_run_ends_with_it_as_a_method_of_its_own(tmp_path, monkeypatch):
     assert isinstance(events[-1], protocol.Done) and events[0].total_steps == 0
     assert "Painting latents" in [event.stage for event in events if isinstance(event, protocol.Progress)]
     assert sum(isinstance(event, protocol.Preview) for event in events) == 4, "one a step, and the start"
+
+
+@pytest.mark.parametrize(("why", "end"), [("pause", protocol.Paused), ("cancel", protocol.Cancelled)])
+def test_a_start_that_is_stopped_leaves_nothing_and_is_made_again(tmp_path, monkeypatch, why, end):
+    monkeypatch.setattr(object_start, "FIT_STEPS", 4)
+    model = Latents()
+    shelf = type("Shelf", (), {"get": lambda self, name, device: model})()
+    request = protocol.TextureRequest(
+        prompt="x", texture_size=512, start="latent_paint", guidance="none", device="cpu", options={"latent_steps": "9"}
+    )
+    job, asked = job_in(tmp_path / "stopped"), []
+
+    def third_time():
+        asked.append(None)
+        return why if len(asked) == 3 else None
+
+    events = list(texturing.run(request, job, shelf, third_time))
+    assert isinstance(events[-1], end) and len(asked) == 3 and not job.checkpoint.exists()
+    assert isinstance(list(texturing.run(request, job, shelf, lambda: None))[-1], protocol.Done)

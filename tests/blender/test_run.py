@@ -91,6 +91,7 @@ def test_cancel_keeps_the_partial_maps(tmp_path):
         """
         start(cube, "slow")
         tick_until(lambda: running.status.step >= 3)
+        assert not bpy.ops.patina.retry_smaller.poll(), "it would end the backend under the run"
         assert bpy.ops.patina.cancel() == {"FINISHED"} and not bpy.ops.patina.cancel.poll()
         tick_until(lambda: not running.busy)
         assert "Cancelled" in running.status.message
