@@ -32,6 +32,7 @@ class Options:
     grid_start, grid_strength, grid_steps: of four views (four_views.py): whether they begin as a "render" or a "blob",
     the share of the timesteps they begin at, and the model calls.
     latent_steps: of Latent-Paint.
+    shadows: whether the mesh hides light from itself, "on", "off" or "auto": with models that paint shadows.
     staging: whose cameras and lights: Patina's "own" or those of "dreamfusion", with its three kinds of shading.
     """
 
@@ -51,6 +52,7 @@ class Options:
     inversion_steps: int = 10
     inversion_noise: float = 0.3
     joint_views: bool = False
+    shadows: str = "auto"
     staging: str = "own"
     grid_start: str = "render"
     grid_strength: float = 0.95
@@ -75,6 +77,8 @@ class Options:
             raise ValueError(f"Four views begin as a “render” or as a “blob”, not as “{self.grid_start}”.")
         if not 0.02 < self.grid_strength <= 1 or self.grid_steps < 1:
             raise ValueError("Four views need a strength over 0.02 and at most 1, and at least one step.")
+        if self.shadows not in ("auto", "on", "off"):
+            raise ValueError(f"Shadows are “auto”, “on” or “off”, not “{self.shadows}”.")
         if self.staging not in ("own", "dreamfusion"):
             raise ValueError(f"Cameras and lights are “own” or of “dreamfusion”, not of “{self.staging}”.")
         if min(self.k_steps, self.reuse, self.inversion_steps, self.latent_steps) < 1:

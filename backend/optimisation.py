@@ -187,7 +187,7 @@ def _render(
     if state.held is not None:
         values = state.held.mix(values, gbuffer)
     values = values.requires_grad_(True)
-    rendered = dreamfusion.shaded(gbuffer, values, scene.lights, tables, shading) * 2 - 1
+    rendered = dreamfusion.shaded(gbuffer, values, scene.lights, tables, shading, scene.openness) * 2 - 1
     return raw, values, rendered
 
 

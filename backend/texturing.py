@@ -53,7 +53,7 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
     if start_maps is not None:
         state.held = held.hold(request, job, mesh, start_maps, plan.finest, device)
     triangles, mask = Triangles.of(mesh, device), torch.from_numpy(mesh.face_mask)
-    pool = _new_pool(request, job, plan, triangles, mask)
+    pool = _new_pool(request, job, plan, triangles, mask, model)
     still, small = picture.still(triangles), material.texels(mesh, PREVIEW_SIZE, device)
     now = Run(request, job, plan, state, pool, mesh, model, warnings, still, small, model.name)
     now.seconds = {"model": loaded - began, "mesh": time.monotonic() - loaded}
@@ -89,10 +89,13 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
 
 
 def _new_pool(
-    request: TextureRequest, job: JobFolder, plan: Plan, triangles: Triangles, mask: torch.Tensor
+    request: TextureRequest, job: JobFolder, plan: Plan, triangles: Triangles, mask: torch.Tensor, model: Denoiser
 ) -> views.ViewPool:
     generator = torch.Generator().manual_seed(plan.seed)
-    pool = views.new_pool(triangles, mask, plan.render_size, generator, request.rasterizer, plan.options.staging)
+    options = plan.options
+    # A model that paints without knowing the light paints shadows too; what we do not render would stay in the maps.
+    shadows = options.shadows == "on" or (options.shadows == "auto" and not getattr(model, "sees_geometry", True))
+    pool = views.new_pool(triangles, mask, plan.render_size, generator, request.rasterizer, options.staging, shadows)
     if request.reference:
         seen = job.path / request.reference
         pool.reference = reference.new(seen, request.reference_view, triangles, plan.render_size)
@@ -106,7 +109,7 @@ def _second_run(first: Run, model: Denoiser) -> Run:
     optimisation.add_companion(state, plan, model)
     state.held = first.state.held
     mask = torch.from_numpy(first.mesh.face_mask)
-    pool = _new_pool(first.request, first.job, plan, first.pool.triangles, mask)
+    pool = _new_pool(first.request, first.job, plan, first.pool.triangles, mask, model)
     first.later = plan.steps
     return replace(first, plan=plan, state=state, pool=pool, model=model, earlier=first.plan.steps, later=0)
 

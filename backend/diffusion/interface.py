@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..cameras import Cameras
 from ..lighting import Lights
+from ..occlusion import Openness
 from ..rasterize import GBuffer, select
 
 
@@ -33,6 +34,7 @@ class Scene:
     azimuth_deg, elevation_deg (B,) say where each camera stands in the object's frame, for models that read view
     words; None: the pictures are no single views. `tiles`: then each picture is four of these views, in this order.
     picture (B, 3, S, S) in -1..1: the clean pictures, and grain, noise of their shape: for models that enlarge.
+    openness: what of the lights reaches the points; None: all.
     """
 
     gbuffer: GBuffer
@@ -48,6 +50,7 @@ class Scene:
     tiles: tuple[int, ...] | None = None
     picture: Tensor | None = None
     grain: Tensor | None = None
+    openness: Openness | None = None
 
     def remembered(self, what: Hashable, make: Callable[[GBuffer], Tensor]) -> Tensor:
         """Point values (N, C) that depend on `what`, the points and the pattern alone, and not on light or noise:

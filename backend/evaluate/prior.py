@@ -161,7 +161,8 @@ def main(arguments: list[str]) -> int:
     pairs = [(kinds[(i + i // len(PROMPTS)) % len(kinds)], PROMPTS[i % len(PROMPTS)]) for i in range(options.pairs)]
     part, parts = (int(number) for number in options.part.split("/"))
     pairs = pairs[part - 1 :: parts]
-    retriever = patterned.Retriever.of([p for p in PROMPTS if patterned.is_patterned(read(p).prompt)])
+    prompts = [p for p in PROMPTS if patterned.is_patterned(read(p).prompt)]
+    retrievers: dict[str, patterned.Retriever] = {}  # of each shape
     for kind, prompt in pairs:
         if (kind, prompt) in done:
             continue
@@ -171,8 +172,10 @@ def main(arguments: list[str]) -> int:
             began = time.monotonic()
             job = texture(folder, kind, prompt, options.quality, 0, shelf)
             row = {"shape": kind, "prompt": prompt, "seconds": round(time.monotonic() - began, 1), **judge(job, prompt)}
-            if prompt in retriever.prompts:
-                row["pattern_rank"] = retriever.rank(job, prompt)
+            if prompt in prompts:
+                if kind not in retrievers:
+                    retrievers[kind] = patterned.Retriever.of(prompts, load_job_mesh(job.mesh))
+                row["pattern_rank"] = retrievers[kind].rank(patterned.patches_of_job(job), prompt)
         results["rows"].append({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
         results["summary"] = summary(results["rows"])
         protocol.write_beside(options.json, json.dumps(results, indent=1).encode())
