@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from backend import ggx_tables
+from backend import ggx_tables, material
 from backend.evaluate import _known as known
 from backend.evaluate import recovery, seams
 from backend.evaluate._shapes import SHAPES
@@ -84,3 +84,11 @@ def test_seams_are_measured_as_they_are_written(tmp_path):
     assert row["points"] > 100
     across, without = row["across_seams"]["base_color"]["mean"], row["without_the_stitch"]["base_color"]["mean"]
     assert across < 0.01 and across < without
+
+
+def test_what_is_known_ends_where_the_mesh_does():
+    mesh, stored = SHAPES["box"](), known.image(known.fine, 64)
+    known_to_files = recovery.authored(stored, mesh)
+    covered = material.coverage(material.texels(mesh, 64)).flip(0)
+    assert (known_to_files - stored)[:5, covered].abs().max() < 0.51 / 255
+    assert (known_to_files - stored)[:5, ~covered].abs().max() > 0.1
