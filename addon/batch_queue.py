@@ -10,8 +10,8 @@ Knows no bpy: what is in the queue can be run wherever its folder is. Whoever is
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import glob
 import hashlib
 import json
 import os
@@ -94,17 +94,22 @@ def items(batch: Path) -> list[Item]:
 def is_done(batch: Path, item: Item) -> bool:
     """Its maps are where they belong, made by this very wish."""
     out = output_of(batch, item)
-    try:
-        stamp = json.loads((out / STAMP).read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return stamp == {"id": item.id} and all((out / f"{name}.png").is_file() for name in protocol.MAP_NAMES)
+    return _stamp(out) == {"id": item.id} and all((out / f"{name}.png").is_file() for name in protocol.MAP_NAMES)
 
 
 def is_in_the_way(batch: Path, item: Item) -> bool:
-    """Maps of another origin lie where this item's belong."""
+    """Maps of another origin lie where this item's belong; some of its own may, if it was killed as it put them."""
     out = output_of(batch, item)
-    return not is_done(batch, item) and any((out / f"{name}.png").exists() for name in protocol.MAP_NAMES)
+    return _stamp(out).get("id") != item.id and any((out / f"{name}.png").exists() for name in protocol.MAP_NAMES)
+
+
+def _stamp(out: Path) -> dict:
+    """Whose maps lie there; {"id": ...} alone if all of them do."""
+    try:
+        stamp = json.loads((out / STAMP).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
 
 
 @dataclass
@@ -244,16 +249,22 @@ def _go_on(batch: Path, lane: _Lane, waiting: list[Entry], retries: int, tell) -
 
 
 def _take(batch: Path, item: Item, done: protocol.Done) -> None:
-    """Put the maps where they belong; the stamp comes last. Raises OSError."""
+    """Put the maps where they belong; first the stamp says whose they are, at last that they are whole. OSError."""
     folder, out = folder_of(batch, item), output_of(batch, item)
-    with contextlib.suppress(FileNotFoundError):
-        (out / STAMP).unlink()
-    for name, relative in done.maps.items():
-        protocol.write_beside(out / f"{name}.png", (folder.path / relative).read_bytes())
-    for source in (folder.report, folder.picture, folder.path / "uvs.npy"):
-        if source.is_file():
-            protocol.write_beside(out / source.name, source.read_bytes())
-    protocol.write_beside(out / STAMP, json.dumps({"id": item.id}).encode())
+    sources = {f"{name}.png": folder.path / relative for name, relative in done.maps.items()}
+    extra = (folder.report, folder.picture, folder.path / "uvs.npy")
+    sources |= {source.name: source for source in extra if source.is_file()}
+    _write(out, STAMP, json.dumps({"id": item.id, "partly": True}).encode())
+    for name, source in sources.items():
+        _write(out, name, source.read_bytes())
+    _write(out, STAMP, json.dumps({"id": item.id}).encode())
+
+
+def _write(folder: Path, name: str, content: bytes) -> None:
+    """Put a file there, and remove what one who was killed while writing it has left. Raises OSError."""
+    for left in folder.glob(f".{glob.escape(name)}.*.part"):
+        left.unlink(missing_ok=True)
+    protocol.write_beside(folder / name, content)
 
 
 def _fail(entry: Entry, sentence: str, tell) -> None:

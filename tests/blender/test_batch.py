@@ -1,20 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Batches inside bpy against the fake backend: what is done is skipped, what failed is told, killed ones go on."""
 
-import hashlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-import time
-
 import pytest
 
 pytest.importorskip("bpy")
 
-from . import harness  # noqa: E402
 from .harness import run_scenario  # noqa: E402
 
 _TEN = """
@@ -105,41 +95,3 @@ def test_lists_that_cannot_be_used(tmp_path, content, sentence):
     with pytest.raises(batch.BatchProblem) as problem:
         batch.read(tmp_path / "list.toml", ["Cube"])
     assert sentence in str(problem.value)
-
-
-def test_killed_again_and_again_it_makes_the_same_files(tmp_path):
-    body = _TEN + "scene()\nprint('code', patina('batch', '--jobs', '2'), flush=True)\n"
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
-    whole.mkdir(), parted.mkdir()
-    run_scenario(whole, body, limit=150)
-    script = parted / "scenario.py"
-    prelude = harness._PRELUDE.format(
-        limit=150, repo=str(harness.REPO), here=str(harness.REPO / "tests" / "blender"), tmp=str(parted)
-    )
-    script.write_text(prelude + textwrap.dedent(body) + "\naddon.unregister()\n")
-    environment = {**os.environ, "BLENDER_USER_RESOURCES": str(parted / "user"), "PATINA_PYTHON": sys.executable}
-    kills = 0
-    for delay in (0.1, 0.7, 1.6, 0.3, 2.5, 1.1, 200):
-        process = subprocess.Popen(
-            [sys.executable, "-u", str(script)], env=environment, cwd=parted, stdout=subprocess.PIPE, text=True
-        )
-        try:
-            for line in process.stdout:
-                if "Patina:" in line:
-                    break
-            process.wait(delay)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.wait(60)
-        process.stdout.close()
-        time.sleep(0.3)
-    assert kills >= 3, "it was too quick to be killed"
-
-    def files(root):
-        made = {p.relative_to(root).as_posix(): p for p in (root / "made").rglob("*") if p.is_file()}
-        return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in made.items()}
-
-    assert files(parted) == files(whole) and len(files(whole)) >= 9 * 6
-    states = [row["state"] for row in json.loads((parted / "list.batch" / "report.json").read_text())["items"]]
-    assert states.count("failed") == 2 and set(states) <= {"done", "skipped", "failed"}
