@@ -25,6 +25,8 @@ from . import protocol, worker
 ITEM, STAMP, REPORT = "item.json", "patina-batch.json", "report.json"
 _TICK_S = 0.1
 _SILENT_GIVE_UP_S = 60.0
+_LOCKED_GIVE_UP_S = 180.0  # who was killed may leave a backend behind, which ends its step and saves
+_LOCKED_AGAIN_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Entry:
     seconds: float = 0.0
     fraction: float = 0.0
     warnings: list[str] = field(default_factory=list)
+    locked_since: float = 0.0  # time.monotonic(); 0: it was not
+    not_before: float = 0.0
 
 
 class BatchProblem(ValueError):
@@ -147,8 +151,10 @@ def run(
         waiting = [entry for entry in entries if entry.state == "waiting"]
         while waiting or any(lane.entry is not None for lane in working):
             for lane in working:
-                if lane.entry is None and waiting:
-                    _begin(batch, lane, waiting.pop(0), start, force, tell)
+                ready = next((entry for entry in waiting if entry.not_before <= time.monotonic()), None)
+                if lane.entry is None and ready is not None:
+                    waiting.remove(ready)
+                    _begin(batch, lane, ready, start, force, tell)
                 elif lane.entry is not None:
                     _go_on(batch, lane, waiting, retries, tell)
                 if lane.entry is None:
@@ -240,7 +246,16 @@ def _go_on(batch: Path, lane: _Lane, waiting: list[Entry], retries: int, tell) -
         tell(f"{item.object_name}, {item.prompt!r}: done in {entry.seconds:.0f} s, {output_of(batch, item)}")
         return
     sentence = getattr(ending, "message", "It was stopped.")
-    if entry.attempts <= retries and getattr(ending, "kind", "internal") in ("internal", "out_of_memory", "locked"):
+    now = time.monotonic()
+    if getattr(ending, "kind", "") == "locked":
+        if not entry.locked_since:
+            tell(f"{item.object_name}, {item.prompt!r}: {sentence} It is waited for.")
+            entry.locked_since = now
+        if now - entry.locked_since < _LOCKED_GIVE_UP_S:
+            entry.state, entry.not_before, entry.attempts = "waiting", now + _LOCKED_AGAIN_S, entry.attempts - 1
+            waiting.append(entry)
+            return
+    if entry.attempts <= retries and getattr(ending, "kind", "internal") in ("internal", "out_of_memory"):
         entry.state = "waiting"
         waiting.append(entry)  # behind all others: what hindered it may be gone by then
         tell(f"{item.object_name}, {item.prompt!r}: {sentence} It will be tried again.")

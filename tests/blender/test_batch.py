@@ -5,6 +5,7 @@ import pytest
 
 pytest.importorskip("bpy")
 
+from . import harness  # noqa: E402
 from .harness import run_scenario  # noqa: E402
 
 _TEN = """
@@ -95,3 +96,26 @@ def test_lists_that_cannot_be_used(tmp_path, content, sentence):
     with pytest.raises(batch.BatchProblem) as problem:
         batch.read(tmp_path / "list.toml", ["Cube"])
     assert sentence in str(problem.value)
+
+
+def test_a_job_whose_old_backend_still_saves_is_waited_for(tmp_path):
+    run_scenario(
+        tmp_path,
+        _TEN
+        + """
+import subprocess
+(tmp / "list.toml").write_text('[[job]]\\nobjects = "Cube"\\nprompt = "red"\\ntexture_size = 512')
+hold = "import sys, time; sys.path.insert(0, sys.argv[1]); from addon import protocol; "
+hold += "protocol.take_lock(__import__('pathlib').Path(sys.argv[2]), ''); print('held', flush=True); time.sleep(6)"
+from addon import batch, batch_queue
+entry = batch.prepare(tmp / "list.toml", False, print)[0]
+folder = batch_queue.folder_of(tmp / "list.batch", entry.item)
+holder = subprocess.Popen([sys.executable, "-c", hold, str(REPO), str(folder.lock)], stdout=subprocess.PIPE)
+assert holder.stdout.readline() == b"held\\n"
+began = time.monotonic()
+assert patina("batch", "--retries", "0") == 0
+assert time.monotonic() - began > 3 and report()["items"][0]["attempts"] == 1
+holder.wait(30), holder.stdout.close()
+""".replace("REPO", repr(str(harness.REPO))),
+        limit=90,
+    )
