@@ -137,12 +137,12 @@ def delete(obj: bpy.types.Object, run: str) -> None:
     shutil.rmtree(preferences.data_folder() / "jobs" / run, ignore_errors=True)
 
 
-def keeps(obj: bpy.types.Object, variant: PATINA_PG_variant) -> str:
-    """Why a variant cannot be deleted, or an empty string."""
+def keeps(obj: bpy.types.Object, variant: PATINA_PG_variant, shown: bool = True) -> str:
+    """Why a variant cannot be deleted, or an empty string. `shown`: being on the object itself counts."""
     if variant.pinned:
         return f"{variant.name} is pinned. Unpin it first"
     for other in bpy.data.objects:
-        if other.type == "MESH" and material.is_on(other, variant.run):
+        if other.type == "MESH" and (shown or other != obj) and material.is_on(other, variant.run):
             return f"{variant.name} is on {other.name}. Show another variant or restore the old material first"
         if other != obj and other.type == "MESH" and find(other, variant.run) is not None:
             return f"{variant.name} is a variant of {other.name} as well"

@@ -74,6 +74,19 @@ def run_job(command) -> None:
 
     if "silent" in words:
         time.sleep(600)
+    lock = protocol.take_lock(job.lock, f"process {os.getpid()}")
+    if lock is None:
+        say(protocol.Failed("locked", "This job is already running.", "Wait for it."))
+        return
+    try:
+        work(job, attempt, request, words, say, maps)
+    finally:
+        protocol.release_lock(lock)
+
+
+def work(job, attempt, request, words, say, maps) -> None:
+    from addon import protocol
+
     steps = 3000 if "endless" in words else 40 if "slow" in words else 4
     say(protocol.Started("fake", "cpu", "fake", steps))
     if "refused" in words:
