@@ -33,13 +33,6 @@ class PATINA_OT_reference_paste(_OfAMesh, bpy.types.Operator):
     bl_label = "Paste"
     bl_options = {"UNDO"}
 
-    @classmethod
-    def poll(cls, context):
-        if not hasattr(bpy.types, "IMAGE_OT_clipboard_paste"):
-            cls.poll_message_set("This Blender pastes no pictures. Save the picture to a file and open that")
-            return False
-        return super().poll(context)
-
     def execute(self, context):
         before = set(bpy.data.images)
         try:
