@@ -26,10 +26,12 @@ from . import (
     placing,
     preferences,
     protocol,
+    reference,
     refine,
     settings,
     unwrap,
     variants,
+    world_light,
 )
 from .mesh_io import MeshProblem
 from .placing import Place
@@ -39,6 +41,8 @@ PROBLEMS = (
     MeshProblem,
     limits.LimitsProblem,
     variants.VariantProblem,
+    reference.ReferenceProblem,
+    world_light.LightProblem,
     protocol.ProtocolError,
     OSError,
     RuntimeError,
@@ -94,6 +98,8 @@ def begin(
         uv_layer, own_uvs, arrays, note = geometry(context, obj, slot, folder, undo, limited=bool(start))
         if start:
             request = refine.prepare(obj, origin, folder, uv_layer, request)
+        request = reference.prepare(obj, folder, arrays["positions"], request)
+        request = world_light.prepare(context.scene, folder, request)
         mesh_io.write(folder.mesh, arrays)
         folder.write_request(request)
         output = output or images.new_folder(output_root(), obj.name)

@@ -85,8 +85,30 @@ def texels(image: bpy.types.Image) -> np.ndarray:
     image.pixels.foreach_get(values)
     values = values.reshape(height, width, image.channels)[::-1]
     if image.is_float and not image.colorspace_settings.is_data:  # Blender decodes those when it reads them
-        values = np.where(values <= 0.0031308, values * 12.92, 1.055 * np.clip(values, 0, None) ** (1 / 2.4) - 0.055)
+        values = display(values)
     return values[..., :1] if image.get(MAP_KEY) in ("metallic", "roughness") else values[..., :3]
+
+
+def display(linear: np.ndarray) -> np.ndarray:
+    """Linear values as a display shows them (sRGB)."""
+    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * np.clip(linear, 0, None) ** (1 / 2.4) - 0.055)
+
+
+def bilinear(pixels: np.ndarray, across: np.ndarray, down: np.ndarray, wrap: bool = False) -> np.ndarray:
+    """`pixels` (H, W, C) at places (...,) counted in pixels from the middle of the first; the border goes on, or the
+    picture repeats if `wrap`."""
+    height, width, _ = pixels.shape
+    left, top = np.floor(across).astype(np.int64), np.floor(down).astype(np.int64)
+    to_right, to_bottom = (across - left)[..., None], (down - top)[..., None]
+
+    def at(row: np.ndarray, column: np.ndarray) -> np.ndarray:
+        if wrap:
+            return pixels[row % height, column % width]
+        return pixels[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)]
+
+    above = at(top, left) * (1 - to_right) + at(top, left + 1) * to_right
+    below = at(top + 1, left) * (1 - to_right) + at(top + 1, left + 1) * to_right
+    return above * (1 - to_bottom) + below * to_bottom
 
 
 def replace_file(source: Path, target: Path) -> None:

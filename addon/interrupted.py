@@ -59,9 +59,9 @@ def discard(left: Left) -> None:
 
 def took(folder: protocol.JobFolder) -> None:
     """The result of a job is where it belongs: what only the run needed can go."""
-    for path in (folder.previews, folder.maps, folder.start):
+    for path in (folder.previews, folder.maps, folder.start, folder.lights):
         shutil.rmtree(path, ignore_errors=True)
-    for path in (folder.checkpoint, folder.path / PLACE):
+    for path in (folder.checkpoint, folder.reference, folder.path / PLACE):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 

@@ -20,7 +20,7 @@ from bpy.props import (
     StringProperty,
 )
 
-from . import limits, protocol, variants
+from . import limits, protocol, reference, variants, world_light
 
 _DEFAULTS = dataclasses.asdict(protocol.TextureRequest(prompt="-"))
 _QUALITY_ITEMS = (
@@ -88,6 +88,7 @@ class PATINA_PG_object(bpy.types.PropertyGroup):
     kept_slots: CollectionProperty(type=PATINA_PG_kept_slot)
     variants: CollectionProperty(type=variants.PATINA_PG_variant)
     limits: PointerProperty(type=limits.PATINA_PG_limits)
+    reference: PointerProperty(type=reference.PATINA_PG_reference)
 
 
 class PATINA_PG_scene(bpy.types.PropertyGroup):
@@ -144,6 +145,15 @@ class PATINA_PG_scene(bpy.types.PropertyGroup):
         default=0,
         min=0,
         max=2048,
+    )
+    light: PointerProperty(type=world_light.PATINA_PG_light)
+    extra_ambient_occlusion: BoolProperty(
+        name="Ambient Occlusion",
+        description="Also write how much of the sky each point sees: a map for other programs, not for the material",
+    )
+    extra_height: BoolProperty(
+        name="Height",
+        description="Also write the relief that the normal map means: a map for other programs, not for the material",
     )
 
 
@@ -203,6 +213,7 @@ def request_for(
             strength=what.limits.strength if refine else 1.0,
             locked_maps=limits.locked_maps(what.limits) if refine else [],
             mask_border=what.limits.border if refine else 0.0,
+            extra_maps=[name for name in protocol.EXTRA_MAPS if getattr(how, f"extra_{name}")],
         )
     except protocol.ProtocolError as error:
         sentence = str(error)
@@ -219,6 +230,9 @@ def take_over(request: protocol.TextureRequest, obj: bpy.types.Object, scene: bp
     how.guidance_scale = request.guidance_scale or 0.0
     for name in ("steps", "views", "render_size"):
         setattr(how, name, getattr(request, name) or 0)
+    for name in protocol.EXTRA_MAPS:
+        setattr(how, f"extra_{name}", name in request.extra_maps)
+    world_light.take_over(request, scene)
 
 
 def roll_seed(obj: bpy.types.Object) -> None:

@@ -85,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     texture.add_argument("--reference", type=Path, help="a square picture of the object")
     texture.add_argument("--reference-view", default="", metavar="AZIMUTH,ELEVATION[,DISTANCE,FOV]",
                          help="where the picture was taken from, in degrees and object radii; without it the front")
+    texture.add_argument("--panoramas", type=Path, help="folder of .hdr or .exr panoramas to paint under, by turns")
+    texture.add_argument("--extra-map", action="append", choices=protocol.EXTRA_MAPS, default=[],
+                         help="also write this one, beside the material's four")
     texture.add_argument("--start", choices=protocol.STARTS, default=defaults.start,
                          help="four_views: four pictures painted together; latent_paint: a texture of latents; with "
                          "--guidance none that is all")
@@ -174,6 +177,8 @@ def _texture(options: argparse.Namespace) -> int:
         guidance_scale=options.guidance_scale,
         reference=f"reference{options.reference.suffix}" if options.reference else "",
         reference_view=_view(options.reference_view),
+        panoramas=str(options.panoramas.absolute()) if options.panoramas else "",
+        extra_maps=list(dict.fromkeys(options.extra_map)),
         start=options.start,
         second_stage=_model_named(options.second_stage),
         options=_settings(options.set),

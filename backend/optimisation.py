@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from . import curvature, dreamfusion, lighting, material
+from . import curvature, dreamfusion, material
 from .descent import Sums, descend, no_sums
 from .diffusion.interface import Adaptable, Companion, Denoiser, KnowsMaterials, ModelError, Scene
 from .distillation import Aim, Options, take_aim
@@ -162,10 +162,9 @@ def _scene(state: State, plan: Plan, pool: ViewPool) -> tuple[list[int], Scene]:
     if published:
         where = torch.tensor(indices)
         angles = pool.cameras.azimuth_deg[where], pool.cameras.elevation_deg[where]
-        lights = dreamfusion.draw_lights(*angles, state.generator)
+        lights = dreamfusion.draw_lights(*angles, state.generator).to(pool.triangles.positions.device)
     else:
-        lights = lighting.sample(len(indices), state.generator)
-    lights = lights.to(pool.triangles.positions.device)
+        lights = pool.lights(len(indices), state.generator)
     return indices, pool.scene(indices, lights, plan.pattern_scale, pattern_offset(plan))
 
 

@@ -12,7 +12,7 @@ import torch
 from addon import protocol
 from addon.protocol import Event, JobFolder, TextureRequest
 
-from . import checkpoint, ggx_tables, held, material, optimisation, picture, planning, reference, views
+from . import checkpoint, ggx_tables, held, material, optimisation, picture, planning, reference, surroundings, views
 from .diffusion.interface import Denoiser, Resting
 from .mesh import load_job_mesh
 from .models import ModelShelf, pick_device, second_stage, set_control
@@ -54,6 +54,8 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
         state.held = held.hold(request, job, mesh, start_maps, plan.finest, device)
     triangles, mask = Triangles.of(mesh, device), torch.from_numpy(mesh.face_mask)
     pool = _new_pool(request, job, plan, triangles, mask, model)
+    if request.panoramas:
+        pool.environments = surroundings.read(job.path / request.panoramas, plan.options.staging)
     still, small = picture.still(triangles), material.texels(mesh, PREVIEW_SIZE, device)
     now = Run(request, job, plan, state, pool, mesh, model, warnings, still, small, model.name)
     now.seconds = {"model": loaded - began, "mesh": time.monotonic() - loaded}
@@ -110,6 +112,7 @@ def _second_run(first: Run, model: Denoiser) -> Run:
     state.held = first.state.held
     mask = torch.from_numpy(first.mesh.face_mask)
     pool = _new_pool(first.request, first.job, plan, first.pool.triangles, mask, model)
+    pool.environments = first.pool.environments
     first.later = plan.steps
     return replace(first, plan=plan, state=state, pool=pool, model=model, earlier=first.plan.steps, later=0)
 

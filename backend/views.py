@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import cameras, dreamfusion
+from . import cameras, dreamfusion, surroundings
 from .cameras import Cameras
 from .diffusion.interface import Scene
-from .lighting import Lights
+from .lighting import Lights, sample
 from .occlusion import Sky, even_directions, look_from, opened
+from .panoramas import Environment
 from .rasterize import GBuffer, Triangles, Visibility, gather, look
 from .rasterizers import Rasterizer, pick
 from .reference import Reference
@@ -37,6 +38,13 @@ class ViewPool:
     memory: dict[Hashable, Tensor] = field(default_factory=dict)  # what a model keeps of each view
     reference: Reference | None = None
     sky: Sky | None = None
+    environments: tuple[Environment, ...] = ()  # panoramas that light the pictures; none: lights drawn at random
+
+    def lights(self, count: int, generator: torch.Generator) -> Lights:
+        """Lights of `count` pictures, on the mesh's device."""
+        if self.environments:
+            return surroundings.draw(self.environments, count, generator).to(self.triangles.positions.device)
+        return sample(count, generator).to(self.triangles.positions.device)
 
     def look(self, index: int) -> Visibility:
         if index not in self.pictures:
