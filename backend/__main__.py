@@ -19,6 +19,16 @@ from addon import protocol
 
 from . import job
 
+SETTINGS = (
+    "as often as you like. Of the guidance: guidance_scale_end=W, rescale=0..1, threshold_percentile=0.95, "
+    "threshold_bound=1.5, perp_neg=true, highest=START,END and lowest=START,END (timesteps as shares), "
+    "anneal=sqrt|linear, weighting=uniform, k_steps=4, reuse=1, inversion_scale=-7.5, inversion_steps=10, "
+    "inversion_noise=0.3, joint_views=true, staging=own|dreamfusion, latent_steps=400; of four views: "
+    "grid_start=render|blob, grid_strength=0.95, grid_steps=30. Of memory: rows=4 (pictures a network sees at once; "
+    "fewer take less), offload=auto|never|parts|blocks (what leaves the device while other parts of the model work), "
+    "attention_slicing=true, vae_tiling=true"
+)
+
 
 class UsageError(Exception):
     """The command cannot be carried out; the text is one sentence for a person, `exit_code` says it to a script."""
@@ -81,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     texture.add_argument("--control-kind", choices=protocol.CONTROL_KINDS, default=defaults.control_kind)
     texture.add_argument("--control-strength", type=float, default=defaults.control_strength)
     texture.add_argument("--second-stage", default=defaults.second_stage, help="folder of a model that enlarges")
-    texture.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="of the guidance")
+    texture.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help=SETTINGS)
     texture.add_argument("--reference", type=Path, help="a square picture of the object")
     texture.add_argument("--reference-view", default="", metavar="AZIMUTH,ELEVATION[,DISTANCE,FOV]",
                          help="where the picture was taken from, in degrees and object radii; without it the front")

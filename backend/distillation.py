@@ -98,14 +98,23 @@ PUBLISHED: dict[str, dict] = {
 def published(name: str, settings: dict[str, str] | None = None) -> Options:
     """The options the method `name` was published with, where they matter to it, and what `settings` say instead: name
     of an option -> its value in words ("0.5", "true", "0.98,0.5"). Raises ValueError with a sentence."""
-    read = {option: _read(option, text) for option, text in (settings or {}).items()}
-    return Options(**{**PUBLISHED.get(name, {}), **read})
+    return Options(**{**PUBLISHED.get(name, {}), **read_settings(Options, settings or {})})
 
 
-def _read(option: str, text: str) -> object:
-    kinds = {field.name: str(field.type) for field in fields(Options) if field.name != "negative_prompt"}
-    if option not in kinds:
-        raise ValueError(f"There is no option “{option}”; there are {', '.join(kinds)}.")
+def option_names(kind: type) -> list[str]:
+    """What `read_settings` knows of it."""
+    return [field.name for field in fields(kind) if field.name != "negative_prompt"]
+
+
+def read_settings(kind: type, settings: dict[str, str]) -> dict[str, object]:
+    """The values that words mean for fields of the dataclass `kind`. Raises ValueError with a sentence."""
+    return {option: _read(kind, option, text) for option, text in settings.items()}
+
+
+def _read(owner: type, option: str, text: str) -> object:
+    kinds = {field.name: str(field.type) for field in fields(owner)}
+    if option not in option_names(owner):
+        raise ValueError(f"There is no option “{option}”; there are {', '.join(option_names(owner))}.")
     kind = kinds[option]
     try:
         if kind == "bool":

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import asdict
 
 import torch
 from safetensors import SafetensorError
 
 from addon.protocol import BUILT_IN_MODEL
 
-from .diffusion.interface import Controllable, Denoiser, ModelError
+from .diffusion.interface import Controllable, Denoiser, ModelError, Sparing
+from .diffusion.memory import Memory
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -61,6 +63,16 @@ def set_control(model: Denoiser, control: str, kind: str, strength: float) -> No
     if control and path is None:
         raise ModelError(f"There is no control “{control}”. Choose the folder of a ControlNet in diffusers' format.")
     model.set_control(path, kind, strength)
+
+
+def set_memory(model: Denoiser, memory: Memory) -> None:
+    """Let `model` share its device like this. Raises ModelError for what it cannot do."""
+    if isinstance(model, Sparing):
+        model.set_memory(memory)
+    elif memory != Memory():
+        raise ModelError(
+            f"“{model.name}” is small and shares its device anyhow. Leave {', '.join(asdict(memory))} out."
+        )
 
 
 def second_stage(name: str, device: torch.device) -> Denoiser:

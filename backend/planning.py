@@ -9,7 +9,8 @@ from addon import protocol
 from addon.protocol import TextureRequest
 
 from .diffusion.interface import Denoiser
-from .distillation import Options, published
+from .diffusion.memory import Memory
+from .distillation import Options, option_names, published, read_settings
 from .guidance import GUIDANCE
 from .optimisation import Plan
 
@@ -29,6 +30,16 @@ def check_guidance(request: TextureRequest) -> None:
             f"guidance must be one of {', '.join(GUIDANCE)}, or {NO_GUIDANCE} with the start four_views or "
             "latent_paint."
         )
+
+
+def memory_of(request: TextureRequest) -> Memory:
+    """How the request's models share their device: no part of the plan, since it changes nothing of the maps. Raises
+    ProtocolError."""
+    given = {name: text for name, text in request.options.items() if name in option_names(Memory)}
+    try:
+        return Memory(**read_settings(Memory, given))
+    except ValueError as error:
+        raise protocol.ProtocolError(str(error)) from error
 
 
 def make_plan(request: TextureRequest, model: Denoiser) -> Plan:
@@ -51,9 +62,7 @@ def make_plan(request: TextureRequest, model: Denoiser) -> Plan:
 
 def second_plan(plan: Plan, request: TextureRequest, model: Denoiser) -> Plan:
     """How the second stage of a cascade goes on: larger pictures, half as many steps, small changes of all detail."""
-    options = replace(
-        plan.options, highest=(0.6, 0.3), lowest=(0.1, 0.02), guidance_scale_end=None, joint_views=False
-    )
+    options = replace(plan.options, highest=(0.6, 0.3), lowest=(0.1, 0.02), guidance_scale_end=None, joint_views=False)
     return replace(
         plan,
         steps=max(1, plan.steps // 2),
@@ -80,8 +89,13 @@ def first_step(request: TextureRequest, plan: Plan) -> int:
 
 
 def _options(request: TextureRequest) -> Options:
+    known = (*option_names(Options), *option_names(Memory))
+    for name in request.options:
+        if name not in known:
+            raise protocol.ProtocolError(f"There is no option “{name}”; there are {', '.join(known)}.")
+    of_guidance = {name: text for name, text in request.options.items() if name in option_names(Options)}
     try:
-        options = published(request.guidance, request.options)
+        options = published(request.guidance, of_guidance)
     except ValueError as error:
         raise protocol.ProtocolError(str(error)) from error
     if request.start != "uniform":

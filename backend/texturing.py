@@ -15,7 +15,7 @@ from addon.protocol import Event, JobFolder, TextureRequest
 from . import checkpoint, ggx_tables, held, material, optimisation, picture, planning, reference, surroundings, views
 from .diffusion.interface import Denoiser, Resting
 from .mesh import load_job_mesh
-from .models import ModelShelf, pick_device, second_stage, set_control
+from .models import ModelShelf, pick_device, second_stage, set_control, set_memory
 from .optimisation import Plan
 from .rasterize import Triangles
 from .run import PREVIEW_SIZE, Run, finish, patina_version, preview, progress, write_partial
@@ -38,9 +38,12 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
     device = pick_device(request.device)
     model = shelf.get(request.model, device)
     set_control(model, request.control, request.control_kind, request.control_strength)
+    memory = planning.memory_of(request)
+    set_memory(model, memory)
     warnings = list(model.set_prompt(request.prompt, request.negative_prompt))
     second = second_stage(request.second_stage, device) if request.second_stage else None
     if second is not None:
+        set_memory(second, memory)
         warnings += second.set_prompt(request.prompt, request.negative_prompt)
     if request.reference:
         warnings.append(reference.NO_CLIP)

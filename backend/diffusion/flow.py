@@ -62,12 +62,15 @@ class FlowModel(WordedModel):
         return self.transformer, self.vae
 
     def encode(self, picture: Tensor) -> Tensor:
+        self.bring(self.vae)
         return encode_with(self.vae, picture, self.device, self.shrink * self.patch)
 
     def decode(self, latent: Tensor) -> Tensor:
+        self.bring(self.vae)
         return decode_with(self.vae, latent, self.device)
 
-    def ask(self, noisy: Tensor, timestep: Tensor, words: Embedded, shown: Tensor | None = None) -> Tensor:
+    def ask(self, noisy: Tensor, timestep: Tensor, words: Embedded, told: object = None) -> Tensor:
+        self.bring(self.transformer)
         sigma = self.sigmas.to(self.device)[timestep]
         x = noisy.float() * flow_unit(sigma).view(-1, 1, 1, 1)
         return from_flow(x, self.velocity(x, sigma, words).float(), sigma)
@@ -132,7 +135,7 @@ class KleinModel(FlowModel):
 
     def encode(self, picture: Tensor) -> Tensor:
         check_size(picture, self.shrink * self.patch)
-        self.vae.to(self.device)
+        self.bring(self.vae)
         with torch.no_grad():
             each = [self.vae.encode(one[None].to(self.device, self.vae.dtype)).latent_dist.mode() for one in picture]
             patched = Flux2KleinPipeline._patchify_latents(torch.cat(each))
@@ -140,7 +143,7 @@ class KleinModel(FlowModel):
             return ((patched - mean) / deviation).to(picture)
 
     def decode(self, latent: Tensor) -> Tensor:
-        self.vae.to(self.device)
+        self.bring(self.vae)
         with torch.no_grad():
             mean, deviation = self._statistics(latent.to(self.device, self.vae.dtype))
             stored = Flux2KleinPipeline._unpatchify_latents(latent.to(mean) * deviation + mean)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from ..cameras import Cameras
 from ..lighting import Lights
 from ..occlusion import Openness
 from ..rasterize import GBuffer, select
+
+if TYPE_CHECKING:
+    from .memory import Memory
 
 
 class ModelError(ValueError):
@@ -157,6 +160,14 @@ class Controllable(Protocol):
 
     def set_control(self, path: Path | None, kind: str, strength: float) -> None:
         """Use the one in `path` from now on, or none. Raises ModelError."""
+
+
+@runtime_checkable
+class Sparing(Protocol):
+    """What a Denoiser offers besides, that can do with less of its device's memory."""
+
+    def set_memory(self, memory: Memory) -> None:
+        """Work like this from now on, with the networks it has now. Raises ModelError for what it cannot do."""
 
 
 def encode(model: Denoiser, picture: Tensor) -> Tensor:

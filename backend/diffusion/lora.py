@@ -98,8 +98,9 @@ class LoraCompanion:
         words = self.model.words_of_views(scene, len(noisy))[part]
         with self._awake(scene, part):
             shown = self.model.shown_of(scene)
-            shown = None if shown is None else shown[part]
-            return self.model.ask(noisy[part], timestep[part].to(self.model.device), words, shown)
+            asked = noisy[part], timestep[part].to(self.model.device), words
+            told = self.model.told_beside(*asked, None if shown is None else shown[part])
+            return self.model.ask(*asked, told)
 
     @contextmanager
     def _awake(self, scene: Scene, part: slice) -> Iterator[None]:
