@@ -86,7 +86,7 @@ class PATINA_PT_advanced(Sidebar, bpy.types.Panel):
         layout.use_property_split = True
         layout.use_property_decorate = False
         layout.enabled = not context.window_manager.patina.busy
-        for name in ("model", "guidance", "guidance_scale", "steps", "views", "render_size"):
+        for name in ("model", "second_stage", "guidance", "guidance_scale", "steps", "views", "render_size"):
             layout.prop(context.scene.patina, name)
         column = layout.column(heading=_("Extra Maps"))
         for name in protocol.EXTRA_MAPS:

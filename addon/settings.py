@@ -111,6 +111,13 @@ class PATINA_PG_scene(bpy.types.PropertyGroup):
         search=_known_models,
         search_options={"SUGGESTION"},
     )
+    second_stage: StringProperty(
+        name="Second Stage",
+        description="A model that goes on with larger pictures, for detail: built-in, an id, a folder; empty: none",
+        default=_DEFAULTS["second_stage"],
+        search=_known_models,
+        search_options={"SUGGESTION"},
+    )
     pattern_scale: FloatProperty(
         name="Pattern Scale",
         description="Size of bricks, planks, stripes: 2 makes them twice as large",
@@ -202,6 +209,7 @@ def request_for(
             quality=how.quality,
             texture_size=int(how.texture_size),
             model=how.model,
+            second_stage=how.second_stage,
             pattern_scale=how.pattern_scale,
             guidance=how.guidance,
             guidance_scale=how.guidance_scale or None,
@@ -226,6 +234,7 @@ def take_over(request: protocol.TextureRequest, obj: bpy.types.Object, scene: bp
     what.prompt, what.negative_prompt, what.seed = request.prompt, request.negative_prompt, request.seed
     what.rolled_seed = -1  # as if typed: the next run keeps it
     how.texture_size, how.quality, how.model = str(request.texture_size), request.quality, request.model
+    how.second_stage = request.second_stage
     how.pattern_scale, how.guidance = request.pattern_scale, request.guidance
     how.guidance_scale = request.guidance_scale or 0.0
     for name in ("steps", "views", "render_size"):

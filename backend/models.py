@@ -76,19 +76,19 @@ def set_memory(model: Denoiser, memory: Memory) -> None:
 
 
 def second_stage(name: str, device: torch.device) -> Denoiser:
-    """The second stage of a cascade, from a folder or the id of a fetched one. Raises ModelError."""
-    return _from_folder(name, device, second=True)
+    """The second stage of a cascade: the built-in one, or from a folder or the id of a fetched one. Raises ModelError."""
+    return _built_in(device, second=True) if name == BUILT_IN_MODEL else _from_folder(name, device, second=True)
 
 
 def _load(name: str, device: torch.device) -> Denoiser:
     return _built_in(device) if name == BUILT_IN_MODEL else _from_folder(name, device)
 
 
-def _built_in(device: torch.device) -> Denoiser:
-    from .diffusion.built_in import BuiltInPrior
+def _built_in(device: torch.device, second: bool = False) -> Denoiser:
+    from .diffusion.built_in import FIRST, SECOND, BuiltInPrior
 
     try:
-        return BuiltInPrior(device)
+        return BuiltInPrior(device, stage=SECOND if second else FIRST)
     except torch.OutOfMemoryError:
         raise
     # A file that is torn is a SafetensorError or a ValueError, weights of another shape a RuntimeError.

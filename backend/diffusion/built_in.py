@@ -19,6 +19,7 @@ from ..rasterize import GBuffer
 from .interface import Prediction, Scene
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "prior"
+FIRST, SECOND = "unet", "second_unet"  # 64 px and 128 px
 
 # A picture that is hardly noisy is believed, also where the maps went astray: then nothing would lead them back, and
 # small errors would add up over the steps. So words hold: half of what the picture says counts, up to what the material
@@ -27,15 +28,15 @@ PULL, REACH = 0.5, (0.05, 0.05, 0.05, 0.1, 0.1)
 
 
 class BuiltInPrior:
-    name = "built-in"
     background = conditions.BACKGROUND
 
-    def __init__(self, device: torch.device, folder: Path = WEIGHTS) -> None:
-        """Load unet/, scheduler/ and the words' field from `folder`. Raises OSError where they are missing."""
+    def __init__(self, device: torch.device, folder: Path = WEIGHTS, stage: str = FIRST) -> None:
+        """Load the UNet of `stage`, scheduler/ and the words' field from `folder`. Raises OSError where one is missing."""
+        self.name = "built-in" if stage == FIRST else "built-in, second stage"
         self.device = device
         diffusers_logging.disable_progress_bar()
         self.unet = UNet2DModel.from_pretrained(
-            folder / "unet", use_safetensors=True, torch_dtype=torch.float32, low_cpu_mem_usage=False
+            folder / stage, use_safetensors=True, torch_dtype=torch.float32, low_cpu_mem_usage=False
         )
         self.unet = self.unet.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         self.scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well textured meshes match the materials the built-in prior was taught: shapes it never saw.
 
-    python -m backend evaluate prior --json FILE [--pairs N] [--part I/N] [--merge FILE ...]
+    python -m backend evaluate prior --json FILE [--pairs N] [--part I/N] [--merge FILE ...] [--second-stage]
 
 Each (held-out shape x prompt) is textured along the backend's own route, then judged against the
 procedural generator: colour, metallic and roughness against what many draws of the prompt have, patterned
@@ -59,11 +59,16 @@ def held_out_mesh(kind: str, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def texture(folder: Path, kind: str, prompt: str, quality: str, seed: int, shelf: ModelShelf) -> JobFolder:
+def texture(
+    folder: Path, kind: str, prompt: str, quality: str, seed: int, shelf: ModelShelf, second_stage: bool = False
+) -> JobFolder:
     """Run one job; raises RuntimeError when it does not end in Done."""
     job = JobFolder(folder)
     save_job_mesh(job.mesh, held_out_mesh(kind, seed))
-    request = TextureRequest(prompt, quality=quality, texture_size=512, seed=seed)
+    request = TextureRequest(
+        prompt, quality=quality, texture_size=1024 if second_stage else 512, seed=seed,
+        second_stage=protocol.BUILT_IN_MODEL if second_stage else "",
+    )  # fmt: skip
     job.write_request(request)
     last = None
     for event in texturing.run(request, job, shelf, lambda: None):
@@ -100,8 +105,9 @@ def judge(job: JobFolder, prompt: str) -> dict[str, object]:
     """One row of the table."""
     mesh = load_job_mesh(job.mesh)
     facts = generator_facts(read(prompt).prompt, mesh)
-    covered = material.coverage(material.texels(mesh, 512)).numpy()
-    maps = {name: read_map(job.maps / f"{name}.png")[covered] for name in ("base_color", "metallic", "roughness")}
+    images = {name: read_map(job.maps / f"{name}.png") for name in ("base_color", "metallic", "roughness")}
+    covered = material.coverage(material.texels(mesh, len(images["metallic"]))).numpy()
+    maps = {name: image[covered] for name, image in images.items()}
     lab = rgb2lab(maps["base_color"].mean(0)[None])[0]
     low, high = np.percentile(facts["lab"], (5, 95), axis=0)
     inside = np.clip(lab, low, high)
@@ -148,6 +154,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--pairs", type=int, default=len(PROMPTS), help="how many (shape, prompt) pairs")
     parser.add_argument("--part", default="1/1", help="2/3: the second third of the pairs, for several processes")
     parser.add_argument("--quality", default="draft", choices=protocol.QUALITIES)
+    parser.add_argument("--second-stage", action="store_true", help="go on with the 128 px stage, in maps of 1024")
     parser.add_argument("--keep", type=Path, help="keep the job folders here")
     parser.add_argument("--merge", type=Path, nargs="+", default=[], help="take over the rows of these files first")
     options = parser.parse_args(arguments)
@@ -170,7 +177,7 @@ def main(arguments: list[str]) -> int:
             folder = (options.keep or Path(temporary)) / f"{prompt} on {kind}".replace(" ", "_")
             folder.mkdir(parents=True, exist_ok=True)
             began = time.monotonic()
-            job = texture(folder, kind, prompt, options.quality, 0, shelf)
+            job = texture(folder, kind, prompt, options.quality, 0, shelf, options.second_stage)
             row = {"shape": kind, "prompt": prompt, "seconds": round(time.monotonic() - began, 1), **judge(job, prompt)}
             if prompt in prompts:
                 if kind not in retrievers:

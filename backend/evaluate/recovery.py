@@ -27,7 +27,7 @@ from torch import Tensor
 
 from addon import protocol
 
-from .. import ggx_tables, lighting, map_files, maps, material, optimisation, views
+from .. import ggx_tables, lighting, map_files, maps, material, optimisation, seams, views
 from ..distillation import Options
 from ..ggx_tables import GgxTables
 from ..mesh import Mesh
@@ -101,10 +101,11 @@ def as_written(images: dict[str, Tensor], covered: Tensor) -> Tensor:
 
 
 def authored(stored: Tensor, mesh: Mesh) -> Tensor:
-    """Stored values (7, S, S) as a file for this mesh would hold them: nobody knows what lies between the islands, so
-    they are padded as ours are."""
+    """Stored values (7, S, S) as an artist's file for this mesh would hold them: alike on both sides of UV seams (a
+    pattern of u and v jumps there), and padded between the islands, where nobody knows them."""
     where = material.texels(mesh, stored.shape[-1])
     values = stored.flip(1).flatten(1).T[where.index]
+    values = seams.stitch(where.cuts, where.index, values, where.border, where.size)
     return as_written(material.split_maps(values, where), material.coverage(where))
 
 
