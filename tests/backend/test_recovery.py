@@ -93,12 +93,12 @@ def gather_uv(stored, uv):
 
 
 def test_what_is_known_ends_where_the_mesh_does():
-    mesh, stored = SHAPES["box"](), known.image(known.fine, 64)
+    mesh, stored = SHAPES["box"](), known.image(known.hammered, 64)
     known_to_files = recovery.authored(stored, mesh)
     where = material.texels(mesh, 64)
     covered = material.coverage(where).flip(0)
     change = (known_to_files - stored)[:5].abs()
-    assert change[:, covered].median() < 0.51 / 255 and change[:, ~covered].max() > 0.1
+    assert change[:, covered].median() < 0.51 / 255 and change[:, ~covered].max() > 0.05
     a, b = (gather_uv(known_to_files, uv) for uv in (where.cuts.uv_a, where.cuts.uv_b))
     before_a, before_b = (gather_uv(stored, uv) for uv in (where.cuts.uv_a, where.cuts.uv_b))
     assert (a - b)[:, :5].abs().mean() < 0.3 * (before_a - before_b)[:, :5].abs().mean(), "a seam does not jump"
