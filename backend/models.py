@@ -76,7 +76,7 @@ def set_memory(model: Denoiser, memory: Memory) -> None:
 
 
 def second_stage(name: str, device: torch.device) -> Denoiser:
-    """The second stage of a cascade: the built-in one, or from a folder or the id of a fetched one. Raises ModelError."""
+    """The second stage of a cascade: the built-in one, a folder, or the id of a fetched one. Raises ModelError."""
     return _built_in(device, second=True) if name == BUILT_IN_MODEL else _from_folder(name, device, second=True)
 
 

@@ -130,8 +130,8 @@ def step(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxT
             )
         signs = torch.randint(0, 2, rendered.shape, generator=state.generator).to(rendered) * 2 - 1
         signed = torch.autograd.grad(rendered, values, signs, retain_graph=True)[0]
-        slope = torch.autograd.grad(rendered, values, wanted)[0]
         curvature.observe(state.told, scene.gbuffer.uv, signed)
+        slope = torch.autograd.grad(rendered, values, wanted)[0]
         if pool.reference is not None:
             slope *= 1 - pool.reference.covers(scene.gbuffer)[:, None]
         _move(state, plan, scene, progress, raw, values.detach(), slope, wanted)
@@ -178,11 +178,12 @@ def _shading(state: State, plan: Plan, model: Denoiser, scene: Scene) -> Tensor 
 def _render(
     state: State, plan: Plan, scene: Scene, tables: GgxTables, progress: float, shading: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The maps at the scene's points: raw values (N, 7), which know the maps; stored ones, which are variables of
-    their own and do not; and the display values (N, 3) in -1..1, which know the stored ones."""
+    """The maps at the scene's points: raw values (N, 7); stored ones, which are variables of their own; and the
+    display values (N, 3) in -1..1, which know the stored ones."""
     gbuffer = scene.gbuffer
-    raw = material.raw_values(state.maps, gbuffer.position, gbuffer.uv, gbuffer.footprint, _detail(plan, progress))
-    values = material.stored_values(raw.detach())
+    with torch.no_grad():
+        raw = material.raw_values(state.maps, gbuffer.position, gbuffer.uv, gbuffer.footprint, _detail(plan, progress))
+    values = material.stored_values(raw)
     if state.held is not None:
         values = state.held.mix(values, gbuffer)
     values = values.requires_grad_(True)
@@ -211,12 +212,11 @@ def _move(
     shares = _shares(state.maps)
     parameters = state.maps.parameters()
     gain = material.gain(state.maps, gbuffer.footprint, shares, detail)
-    wishes = material.raw_moves(raw.detach(), moves) / gain[:, None]
-    summed = torch.autograd.grad(raw, parameters, wishes, allow_unused=True)
+    wishes = material.raw_moves(raw, moves) / gain[:, None]
     rate = plan.rate * _rate_share(progress, plan)
     decay = [0.0] * len(state.maps.volumes) + [plan.detail_decay * rate] * len(state.maps.pyramid)
-    reach = material.reach(state.maps, gbuffer, detail)
-    descend(parameters, state.sums, summed, reach, [rate * share for share in shares], decay)
+    summed = material.scatter(state.maps, gbuffer, wishes, detail)
+    descend(parameters, state.sums, summed, [rate * share for share in shares], decay)
 
 
 def _shares(maps: LearnableMaps) -> list[float]:

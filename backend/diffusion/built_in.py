@@ -31,7 +31,7 @@ class BuiltInPrior:
     background = conditions.BACKGROUND
 
     def __init__(self, device: torch.device, folder: Path = WEIGHTS, stage: str = FIRST) -> None:
-        """Load the UNet of `stage`, scheduler/ and the words' field from `folder`. Raises OSError where one is missing."""
+        """Load the UNet of `stage`, scheduler/ and the words' field from `folder`. Raises OSError where one lacks."""
         self.name = "built-in" if stage == FIRST else "built-in, second stage"
         self.device = device
         diffusers_logging.disable_progress_bar()
