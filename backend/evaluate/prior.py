@@ -41,6 +41,7 @@ PROMPTS = (
     "red brick", "oak", "blue stripes", "dots", "checks", "zebra", "leopard", "giraffe", "marble", "tiles",
     "camouflage", "dalmatian",
 )  # fmt: skip
+SIZE = 512  # texels of the maps
 DRAWS = 48  # instances of the generator a prompt is compared with
 GREY_CHROMA, ROUGH = 8.0, 0.6  # grey rough dielectrics: metallic cannot be told from pictures (research.md 7.7)
 
@@ -63,7 +64,7 @@ def texture(folder: Path, kind: str, prompt: str, quality: str, seed: int, shelf
     """Run one job; raises RuntimeError when it does not end in Done."""
     job = JobFolder(folder)
     save_job_mesh(job.mesh, held_out_mesh(kind, seed))
-    request = TextureRequest(prompt, quality=quality, texture_size=512, seed=seed)
+    request = TextureRequest(prompt, quality=quality, texture_size=SIZE, seed=seed)
     job.write_request(request)
     last = None
     for event in texturing.run(request, job, shelf, lambda: None):
@@ -99,9 +100,13 @@ def generator_facts(prompt: materials.Prompt, mesh: Mesh) -> dict[str, np.ndarra
 def judge(job: JobFolder, prompt: str) -> dict[str, object]:
     """One row of the table."""
     mesh = load_job_mesh(job.mesh)
-    facts = generator_facts(read(prompt).prompt, mesh)
-    covered = material.coverage(material.texels(mesh, 512)).numpy()
+    covered = material.coverage(material.texels(mesh, SIZE)).numpy()
     maps = {name: read_map(job.maps / f"{name}.png")[covered] for name in ("base_color", "metallic", "roughness")}
+    return compare(maps, generator_facts(read(prompt).prompt, mesh))
+
+
+def compare(maps: dict[str, np.ndarray], facts: dict[str, np.ndarray]) -> dict[str, object]:
+    """The errors of base colours (K, 3), metallic and roughness (K,) beside the generator's facts."""
     lab = rgb2lab(maps["base_color"].mean(0)[None])[0]
     low, high = np.percentile(facts["lab"], (5, 95), axis=0)
     inside = np.clip(lab, low, high)
