@@ -26,7 +26,8 @@ class Options:
     rescale: 0..1, how far mean and contrast of the target are pulled to the conditional branch's (None: the plan's).
     threshold_percentile: dynamic thresholding (Imagen): 0 is off, published are 0.95 to 0.995; threshold_bound is
     the most that counts as contrast (inf: unbounded, 1: a plain clamp).
-    highest, lowest: timesteps as shares of all, (at the start, at the end); anneal: "sqrt" or "linear" in between.
+    highest, lowest: timesteps as shares of all, (at the start, at the end); anneal: "sqrt" or "linear" in between;
+    stratified: spread evenly over a batch's pictures, or drawn for each alone.
     weighting: one of WEIGHTINGS; None: the method's own. negative_prompt: whether there is one.
     k_steps, reuse: model calls of a multi-step target, and optimiser steps that use it.
     grid_start, grid_strength, grid_steps: of four views (four_views.py): whether they begin as a "render" or a "blob",
@@ -45,6 +46,7 @@ class Options:
     highest: tuple[float, float] = (0.98, 0.5)
     lowest: tuple[float, float] = (0.3, 0.1)
     anneal: str = "sqrt"
+    stratified: bool = True
     weighting: str | None = None
     k_steps: int = 4
     reuse: int = 1
@@ -132,12 +134,13 @@ def _read(owner: type, option: str, text: str) -> object:
 def timesteps(
     count: int, fraction: float, total: int, generator: torch.Generator, options: Options | None = None
 ) -> Tensor:
-    """(B,) timesteps stratified over the batch; by default the range narrows with the square root of progress
+    """(B,) timesteps, by default stratified over the batch; the range narrows with the square root of progress
     (CasTex, Paint-it): highest 0.98 -> 0.5, lowest 0.3 -> 0.1 of `total`."""
     options = options or Options()
     share = fraction**0.5 if options.anneal == "sqrt" else fraction
     highest, lowest = (start + (end - start) * share for start, end in (options.highest, options.lowest))
-    strata = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    first = torch.randperm(count, generator=generator) if options.stratified else 0
+    strata = (first + torch.rand(count, generator=generator)) / (count if options.stratified else 1)
     return ((lowest + (highest - lowest) * strata) * total).long().clamp(0, total - 1)
 
 

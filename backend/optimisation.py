@@ -93,7 +93,11 @@ def add_companion(state: State, plan: Plan, model: Denoiser) -> None:
 
 def pattern_offset(plan: Plan) -> Tensor:
     """(3,) where the patterns begin: the part of a seed that all views share."""
-    return 2 * torch.rand(3, generator=torch.Generator().manual_seed(plan.seed + 1))
+    return pattern_offset_of(plan.seed)
+
+
+def pattern_offset_of(seed: int) -> Tensor:
+    return 2 * torch.rand(3, generator=torch.Generator().manual_seed(seed + 1))
 
 
 def start(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxTables) -> None:

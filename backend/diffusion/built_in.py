@@ -16,7 +16,7 @@ from .. import ggx_tables
 from ..prior import conditions, network, vocabulary
 from ..prior.field import MaterialField, expect
 from ..rasterize import GBuffer
-from .interface import Prediction, Scene
+from .interface import ModelError, Prediction, Scene
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "prior"
 FIRST, SECOND = "unet", "second_unet"  # 64 px and 128 px
@@ -83,8 +83,23 @@ class BuiltInPrior:
         conditional = self._predict(noisy, timestep, scene, fixed, self._words)
         if not guided:
             return Prediction(conditional, conditional)
-        other = vocabulary.encode(None).long() if self._negative is None else self._negative
-        return Prediction(conditional, self._predict(noisy, timestep, scene, fixed, other))
+        return Prediction(conditional, self._predict(noisy, timestep, scene, fixed, self._other_words("negative")))
+
+    @torch.no_grad()
+    def predict_words(self, noisy: Tensor, timestep: Tensor, scene: Scene, words: tuple[str, ...]) -> Tensor:
+        """Raises ModelError for view words."""
+        asked = set(words)
+        if len(asked) != 1 or not asked <= {"nothing", "negative"}:
+            raise ModelError(
+                f"A material looks the same from every side: the model “{self.name}” knows no view words. Switch "
+                "Perp-Neg off, or choose another model."
+            )
+        fixed = conditions.fixed_renders(scene.gbuffer, scene.lights, self.tables)
+        return self._predict(noisy, timestep, scene, fixed, self._other_words(words[0]))
+
+    def _other_words(self, kind: str) -> Tensor:
+        """The negative prompt's words; none where there is none, or where "nothing" is asked for."""
+        return vocabulary.encode(None).long() if kind == "nothing" or self._negative is None else self._negative
 
     def _predict(self, noisy: Tensor, timestep: Tensor, scene: Scene, fixed: Tensor, words: Tensor) -> Tensor:
         gbuffer = scene.gbuffer

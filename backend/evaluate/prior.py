@@ -41,6 +41,7 @@ PROMPTS = (
     "red brick", "oak", "blue stripes", "dots", "checks", "zebra", "leopard", "giraffe", "marble", "tiles",
     "camouflage", "dalmatian",
 )  # fmt: skip
+SIZE = 512  # texels of the maps
 DRAWS = 48  # instances of the generator a prompt is compared with
 GREY_CHROMA, ROUGH = 8.0, 0.6  # grey rough dielectrics: metallic cannot be told from pictures (research.md 7.7)
 
@@ -66,7 +67,7 @@ def texture(
     job = JobFolder(folder)
     save_job_mesh(job.mesh, held_out_mesh(kind, seed))
     request = TextureRequest(
-        prompt, quality=quality, texture_size=1024 if second_stage else 512, seed=seed,
+        prompt, quality=quality, texture_size=2 * SIZE if second_stage else SIZE, seed=seed,
         second_stage=protocol.BUILT_IN_MODEL if second_stage else "",
     )  # fmt: skip
     job.write_request(request)
@@ -104,10 +105,14 @@ def generator_facts(prompt: materials.Prompt, mesh: Mesh) -> dict[str, np.ndarra
 def judge(job: JobFolder, prompt: str) -> dict[str, object]:
     """One row of the table."""
     mesh = load_job_mesh(job.mesh)
-    facts = generator_facts(read(prompt).prompt, mesh)
     images = {name: read_map(job.maps / f"{name}.png") for name in ("base_color", "metallic", "roughness")}
     covered = material.coverage(material.texels(mesh, len(images["metallic"]))).numpy()
     maps = {name: image[covered] for name, image in images.items()}
+    return compare(maps, generator_facts(read(prompt).prompt, mesh))
+
+
+def compare(maps: dict[str, np.ndarray], facts: dict[str, np.ndarray]) -> dict[str, object]:
+    """The errors of base colours (K, 3), metallic and roughness (K,) beside the generator's facts."""
     lab = rgb2lab(maps["base_color"].mean(0)[None])[0]
     low, high = np.percentile(facts["lab"], (5, 95), axis=0)
     inside = np.clip(lab, low, high)
