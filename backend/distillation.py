@@ -32,6 +32,7 @@ class Options:
     grid_start, grid_strength, grid_steps: of four views (four_views.py): whether they begin as a "render" or a "blob",
     the share of the timesteps they begin at, and the model calls.
     latent_steps: of Latent-Paint.
+    deep_image_prior: the maps are painted by a small network (deep_image_prior.py) instead of being texels.
     staging: whose cameras and lights: Patina's "own" or those of "dreamfusion", with its three kinds of shading.
     """
 
@@ -56,6 +57,7 @@ class Options:
     grid_strength: float = 0.95
     grid_steps: int = 30
     latent_steps: int = 400
+    deep_image_prior: bool = False
 
     def __post_init__(self) -> None:
         if self.guidance_scale_end is not None and not 0 <= self.guidance_scale_end <= 200:

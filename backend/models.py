@@ -54,7 +54,8 @@ def set_control(model: Denoiser, control: str, kind: str, strength: float) -> No
     if not isinstance(model, Controllable):
         if control:
             raise ModelError(
-                f"“{model.name}” takes no control: only Stable Diffusion 1.5, 2.x and SDXL do. Leave the control out."
+                f"“{model.name}” takes no control: only Stable Diffusion 1.5, 2.x, SDXL, SD3 and Z-Image do. Leave the "
+                "control out."
             )
         return
     from .model_store import find

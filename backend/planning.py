@@ -98,6 +98,11 @@ def _options(request: TextureRequest) -> Options:
         options = published(request.guidance, of_guidance)
     except ValueError as error:
         raise protocol.ProtocolError(str(error)) from error
+    if options.deep_image_prior and (request.start != "uniform" or request.start_maps):
+        raise protocol.ProtocolError(
+            "The option deep_image_prior paints from noise and cannot go on from maps or another start. Leave it out, "
+            "or begin with uniform."
+        )
     if request.start != "uniform":
         # Late timesteps would paint over what is there already.
         options = replace(

@@ -70,6 +70,11 @@ class WordedModel(ABC):
         self._alone = False  # whether a network that works has the device to itself
         self._streamed: tuple[torch.nn.Module, ...] = ()  # those of which only the working block is there
 
+    def load(self, part: str, kind: type, dtype: torch.dtype | None = None) -> torch.nn.Module:
+        """The network that is this part of the folder, on the CPU, frozen; in the model's own precision or in another.
+        Raises OSError, ValueError, RuntimeError."""
+        return network(self.folder, part, kind, dtype or self.dtype)
+
     @abstractmethod
     def encode_texts(self, texts: tuple[str, ...]) -> tuple[Embedded, bool]:
         """The texts as the network reads them, and whether any of them was too long for it."""

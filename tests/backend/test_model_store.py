@@ -206,3 +206,44 @@ def test_notes_that_cannot_be_read(tmp_path, monkeypatch):
         with pytest.raises(ModelError, match="patina.json cannot be read. Pull the model again."):
             model_store.check(place)
     assert model_store.find("toys/red") == place and model_store.find("toys/blue") is None
+
+
+def test_a_control_is_pulled_checked_and_found_too(models, tmp_path):
+    folder = toy_models.save_control("sd", tmp_path / "published")
+    (folder / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
+    (folder / "README.md").write_text("# A control")
+    hub, home = Hub(folder), tmp_path / "models"
+    try:
+        code, _, told = models(hub, home, "pull", ID)
+        assert code == protocol.EXIT_BAD_REQUEST and "licence: toy-1.0" in told and "Nothing was fetched" in told
+        code, out, told = models(hub, home, "pull", ID, "--accept")
+        assert code == 0, told
+        names = {name for name, _ in hub.served}
+        assert names == {"config.json", "diffusion_pytorch_model.safetensors"}
+    finally:
+        hub.shutdown()
+        hub.server_close()
+    code, out, _ = models(None, home, "list")
+    assert code == 0 and f"{ID}: 0.00 GB, toy-1.0; ControlNetModel" in out
+    assert "lllyasviel/control_v11f1p_sd15_depth: about 0.7 GB, CreativeML Open RAIL-M; depth, for SD 1.5" in out
+    assert ID not in {row["id"] for row in model_store.listed()}, "it can be chosen as a model"
+    code, out, _ = models(None, home, "check", ID)
+    assert code == 0 and "is whole: ControlNetModel" in out
+    weights = model_store.find(ID) / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    code, _, told = models(None, home, "check", ID)
+    assert code == protocol.EXIT_BAD_REQUEST and "is missing or cut off. Pull it again." in told
+
+
+def test_what_is_neither_model_nor_control_is_not_pulled(models, tmp_path):
+    folder = tmp_path / "published"
+    folder.mkdir()
+    for content, name in (('{"_class_name": "MysteryModel"}', "config.json"), ("x", "weights.safetensors")):
+        (folder / name).write_text(content)
+        hub = Hub(folder)
+        try:
+            code, _, told = models(hub, tmp_path / "models", "pull", ID, "--accept")
+        finally:
+            hub.shutdown()
+            hub.server_close()
+        assert code == protocol.EXIT_BAD_REQUEST and "is neither a model nor a control in diffusers' format" in told
