@@ -185,10 +185,11 @@ def threshold(x0_hat: Tensor, percentile: float, bound: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Aim:
-    """Pictures (B, 3, H, W) in -1..1, and how much each counts, (B,)."""
+    """Pictures (B, 3, H, W) in -1..1, how much each counts, (B,), and how noisy each was seen: time (B,), 0..1."""
 
     picture: Tensor
     weight: Tensor
+    time: Tensor
 
     def gradient(self, x0: Tensor) -> Tensor:
         """(B, 3, H, W) on pictures x0 (B, 3, H, W)."""
@@ -236,7 +237,7 @@ def take_aim(
         if target.clamp:
             picture = picture.clamp(-1, 1)
         weight = WEIGHTINGS[options.weighting or target.weighting](look.alpha_bar(t))
-        return Aim(picture, target.factor * weight)
+        return Aim(picture, target.factor * weight, t / len(model.alphas_cumprod))
 
 
 def _joint(
@@ -256,4 +257,5 @@ def _joint(
         model, tile(x0[filled]), together, tile(mask[filled]), progress, method, scale,
         replace(options, joint_views=False), generator, companion,
     )  # fmt: skip
-    return Aim(untile(aim.picture)[:count], aim.weight.repeat_interleave(FOUR)[:count])
+    each = (part.repeat_interleave(FOUR)[:count] for part in (aim.weight, aim.time))
+    return Aim(untile(aim.picture)[:count], *each)

@@ -80,6 +80,11 @@ def find(name: str) -> Path | None:
     return None
 
 
+def is_partly_here(name: str) -> bool:
+    """Whether `name` is the id of a model whose fetching broke off."""
+    return bool(IDENTIFIER.fullmatch(name)) and ".." not in name and place(name).is_dir() and find(name) is None
+
+
 def fetched() -> list[Path]:
     return sorted(path.parent for path in home().glob(f"*--*/{FACTS}"))
 
@@ -296,6 +301,8 @@ def main(arguments: argparse.Namespace) -> int:
             print(pull(arguments.model, arguments.accept, lambda sentence: print(sentence, file=sys.stderr)))
         case "check":
             path = find(arguments.model)
+            if path is None and is_partly_here(arguments.model):
+                raise ModelError(f"The model “{arguments.model}” was not fetched to its end. Pull it again.")
             if path is None:
                 raise ModelError(f"There is no model “{arguments.model}” here.")
             found = check(path)

@@ -127,6 +127,8 @@ def step(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxT
             raise FloatingPointError(f"The render of step {state.step} holds values that are not numbers.")
         if aim is None:
             aim = _aim(x0, state, plan, model, scene, progress)
+            if pool.reference is not None:
+                aim = pool.reference.led(aim, scene.gbuffer.coverage[:, None])
         wanted = aim.gradient(x0).permute(0, 2, 3, 1).reshape(-1, 3)[scene.gbuffer.pixel]
         if not bool(torch.isfinite(wanted).all()):
             raise ModelError(

@@ -12,8 +12,9 @@ import torch
 from addon import protocol
 from addon.protocol import Event, JobFolder, TextureRequest
 
-from . import checkpoint, ggx_tables, held, material, optimisation, picture, planning, reference, views
+from . import checkpoint, ggx_tables, held, material, models, optimisation, picture, planning, reference, views
 from .diffusion.interface import Denoiser, Resting
+from .diffusion.likeness import Clip
 from .mesh import load_job_mesh
 from .models import ModelShelf, pick_device, second_stage, set_control, set_memory
 from .optimisation import Plan
@@ -45,7 +46,9 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
     if second is not None:
         set_memory(second, memory)
         warnings += second.set_prompt(request.prompt, request.negative_prompt)
-    if request.reference:
+    likeness = planning.likeness_of(request)
+    clip = models.clip(likeness.clip_model, device)
+    if request.reference and clip is None:
         warnings.append(reference.NO_CLIP)
     loaded = time.monotonic()
     mesh = load_job_mesh(job.mesh)
@@ -56,7 +59,7 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
     if start_maps is not None:
         state.held = held.hold(request, job, mesh, start_maps, plan.finest, device)
     triangles, mask = Triangles.of(mesh, device), torch.from_numpy(mesh.face_mask)
-    pool = _new_pool(request, job, plan, triangles, mask)
+    pool = _new_pool(request, job, plan, triangles, mask, clip)
     still, small = picture.still(triangles), material.texels(mesh, PREVIEW_SIZE, device)
     now = Run(request, job, plan, state, pool, mesh, model, warnings, still, small, model.name)
     now.seconds = {"model": loaded - began, "mesh": time.monotonic() - loaded}
@@ -92,13 +95,14 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
 
 
 def _new_pool(
-    request: TextureRequest, job: JobFolder, plan: Plan, triangles: Triangles, mask: torch.Tensor
+    request: TextureRequest, job: JobFolder, plan: Plan, triangles: Triangles, mask: torch.Tensor, clip: Clip | None
 ) -> views.ViewPool:
     generator = torch.Generator().manual_seed(plan.seed)
     pool = views.new_pool(triangles, mask, plan.render_size, generator, request.rasterizer, plan.options.staging)
     if request.reference:
         seen = job.path / request.reference
-        pool.reference = reference.new(seen, request.reference_view, triangles, plan.render_size)
+        strength = planning.likeness_of(request).clip_strength
+        pool.reference = reference.new(seen, request.reference_view, triangles, plan.render_size, clip, strength)
     return pool
 
 
@@ -109,7 +113,8 @@ def _second_run(first: Run, model: Denoiser) -> Run:
     optimisation.add_companion(state, plan, model)
     state.held = first.state.held
     mask = torch.from_numpy(first.mesh.face_mask)
-    pool = _new_pool(first.request, first.job, plan, first.pool.triangles, mask)
+    clip = first.pool.reference.clip if first.pool.reference is not None else None
+    pool = _new_pool(first.request, first.job, plan, first.pool.triangles, mask, clip)
     first.later = plan.steps
     return replace(first, plan=plan, state=state, pool=pool, model=model, earlier=first.plan.steps, later=0)
 

@@ -16,7 +16,7 @@ from .. import ggx_tables
 from ..prior import conditions, network, vocabulary
 from ..prior.field import MaterialField, expect
 from ..rasterize import GBuffer
-from .interface import Prediction, Scene
+from .interface import Companion, Prediction, Scene, new_companion
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "prior"
 
@@ -84,6 +84,16 @@ class BuiltInPrior:
             return Prediction(conditional, conditional)
         other = vocabulary.encode(None).long() if self._negative is None else self._negative
         return Prediction(conditional, self._predict(noisy, timestep, scene, fixed, other))
+
+    def conditional(self, noisy: Tensor, timestep: Tensor, scene: Scene) -> Tensor:
+        """x0_hat with the prompt; derivatives go through."""
+        with torch.no_grad():
+            fixed = conditions.fixed_renders(scene.gbuffer, scene.lights, self.tables)
+        return self._predict(noisy, timestep, scene, fixed, self._words)
+
+    def companion(self, seed: int) -> Companion:
+        """A fresh one. Raises ModelError without the library peft."""
+        return new_companion(self, seed)
 
     def _predict(self, noisy: Tensor, timestep: Tensor, scene: Scene, fixed: Tensor, words: Tensor) -> Tensor:
         gbuffer = scene.gbuffer

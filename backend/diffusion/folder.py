@@ -145,6 +145,19 @@ def check_control(path: Path) -> str:
     return name
 
 
+def check_clip(path: Path) -> None:
+    """Raises FolderError where `path` is no whole CLIP model of transformers."""
+    if path.is_file():
+        raise FolderError(f"{path} is a single file. Patina needs the CLIP model as a folder of transformers.")
+    config = path / "config.json"
+    if not config.is_file():
+        raise FolderError(f"{path} is no CLIP model: it is no folder with a config.json.")
+    kind = _json(config).get("model_type")
+    if kind not in ("clip", "clip_vision_model"):
+        raise FolderError(f"{path} is no CLIP model: its config.json says “{_shown(kind)}”. Choose one of type clip.")
+    _check_part(path, "CLIP model")
+
+
 def _check_part(folder: Path, part: str) -> None:
     if not folder.is_dir():
         raise FolderError(f"The model is not complete: {folder} is missing. Download it again.")

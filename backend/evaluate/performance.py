@@ -140,7 +140,7 @@ def measure(row: Row, device: torch.device, mesh: Mesh, steps: int, rasterizer: 
 def _limit(device: torch.device, gigabytes: float | None) -> None:
     if device.type == "cuda":
         whole = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, (gigabytes * 1e9 if gigabytes else whole) / whole), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gigabytes * 1e9 / whole) if gigabytes else 1.0)
 
 
 def _peak(device: torch.device) -> dict[str, float]:

@@ -7,12 +7,14 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 import toy_models
 
 from addon import protocol
 from backend import __main__ as command
 from backend import model_store
 from backend.diffusion.interface import ModelError
+from backend.models import ModelShelf
 
 ID, REVISION = "toys/red", "a" * 40
 LARGE = 20_000  # bytes from which on the hub keeps a file's sha256
@@ -143,6 +145,10 @@ def test_pull_tells_the_licence_first_goes_on_where_it_broke_and_checks_what_cam
     hub.break_after = 15_000
     code, _, told = models(hub, tmp_path, "pull", ID, "--accept")
     assert code != 0 and "Traceback" not in told, told
+    code, _, told = models(None, tmp_path, "check", ID)
+    assert code == protocol.EXIT_BAD_REQUEST and f"“{ID}” was not fetched to its end. Pull it again" in told
+    with pytest.raises(ModelError, match="was not fetched to its end. Go on with: python -m backend models pull toys/"):
+        ModelShelf().get(ID, torch.device("cpu"))
     hub.break_after = None
     hub.served.clear()
     code, out, told = models(hub, tmp_path, "pull", ID, "--accept")

@@ -137,8 +137,8 @@ def sdxl():
 
 
 def sd3(t5=True):
-    network = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=8, num_layers=1, attention_head_dim=8, num_attention_heads=2,
+    network = SD3Transformer2DModel(  # the last layer hears of no control
+        sample_size=8, patch_size=2, in_channels=8, num_layers=2, attention_head_dim=8, num_attention_heads=2,
         joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=28, out_channels=8,
         pos_embed_max_size=16,
     )  # fmt: skip
