@@ -23,10 +23,10 @@ SETTINGS = (
     "as often as you like. Of the guidance: guidance_scale_end=W, rescale=0..1, threshold_percentile=0.95, "
     "threshold_bound=1.5, perp_neg=true, highest=START,END and lowest=START,END (timesteps as shares), "
     "anneal=sqrt|linear, weighting=uniform, k_steps=4, reuse=1, inversion_scale=-7.5, inversion_steps=10, "
-    "inversion_noise=0.3, joint_views=true, staging=own|dreamfusion, latent_steps=400; of four views: "
-    "grid_start=render|blob, grid_strength=0.95, grid_steps=30. Of memory: rows=4 (pictures a network sees at once; "
+    "inversion_noise=0.3, joint_views=true, staging=own|dreamfusion, latent_steps=400, deep_image_prior=true; of "
+    "four views: grid_start=render|blob, grid_strength=0.95, grid_steps=30. Of memory: rows=4 (pictures seen at once; "
     "fewer take less), offload=auto|never|parts|blocks (what leaves the device while other parts of the model work), "
-    "attention_slicing=true, vae_tiling=true"
+    "attention_slicing=true, vae_tiling=true. Of a reference picture: clip_model=FOLDER, clip_strength=0.1"
 )
 
 
@@ -244,7 +244,8 @@ def _settings(given: list[str]) -> dict[str, str]:
     for text in given:
         if "=" not in text:
             raise UsageError(f"“--set {text}” says no value; it is written OPTION=VALUE.", protocol.EXIT_USAGE)
-    return dict(text.split("=", 1) for text in given)
+    settings = dict(text.split("=", 1) for text in given)
+    return settings | {name: _model_named(path) for name, path in settings.items() if name == "clip_model"}
 
 
 def _model_named(name: str) -> str:

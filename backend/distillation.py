@@ -34,6 +34,7 @@ class Options:
     the share of the timesteps they begin at, and the model calls.
     latent_steps: of Latent-Paint.
     shadows: whether the mesh hides light from itself, "on", "off" or "auto": with models that paint shadows.
+    deep_image_prior: the maps are painted by a small network (deep_image_prior.py) instead of being texels.
     staging: whose cameras and lights: Patina's "own" or those of "dreamfusion", with its three kinds of shading.
     """
 
@@ -60,6 +61,7 @@ class Options:
     grid_strength: float = 0.95
     grid_steps: int = 30
     latent_steps: int = 400
+    deep_image_prior: bool = False
 
     def __post_init__(self) -> None:
         if self.guidance_scale_end is not None and not 0 <= self.guidance_scale_end <= 200:
@@ -190,10 +192,11 @@ def threshold(x0_hat: Tensor, percentile: float, bound: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Aim:
-    """Pictures (B, 3, H, W) in -1..1, and how much each counts, (B,)."""
+    """Pictures (B, 3, H, W) in -1..1, how much each counts, (B,), and how noisy each was seen: time (B,), 0..1."""
 
     picture: Tensor
     weight: Tensor
+    time: Tensor
 
     def gradient(self, x0: Tensor) -> Tensor:
         """(B, 3, H, W) on pictures x0 (B, 3, H, W)."""
@@ -241,7 +244,7 @@ def take_aim(
         if target.clamp:
             picture = picture.clamp(-1, 1)
         weight = WEIGHTINGS[options.weighting or target.weighting](look.alpha_bar(t))
-        return Aim(picture, target.factor * weight)
+        return Aim(picture, target.factor * weight, t / len(model.alphas_cumprod))
 
 
 def _joint(
@@ -261,4 +264,5 @@ def _joint(
         model, tile(x0[filled]), together, tile(mask[filled]), progress, method, scale,
         replace(options, joint_views=False), generator, companion,
     )  # fmt: skip
-    return Aim(untile(aim.picture)[:count], aim.weight.repeat_interleave(FOUR)[:count])
+    each = (part.repeat_interleave(FOUR)[:count] for part in (aim.weight, aim.time))
+    return Aim(untile(aim.picture)[:count], *each)

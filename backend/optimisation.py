@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import curvature, dreamfusion, material
+from .deep_image_prior import DeepImagePrior
 from .descent import Sums, descend, no_sums
 from .diffusion.interface import Adaptable, Companion, Denoiser, KnowsMaterials, ModelError, Scene
 from .distillation import Aim, Options, take_aim
@@ -65,6 +66,7 @@ class State:
     step: int = 0
     held: Held | None = None  # what must stay as it is; the same in every attempt
     companion: Companion | None = None  # what the guidance trains beside the maps, where it does
+    image_prior: DeepImagePrior | None = None  # what paints the UV levels, where they are not texels of their own
 
 
 def new_state(plan: Plan, device: torch.device) -> State:
@@ -73,7 +75,10 @@ def new_state(plan: Plan, device: torch.device) -> State:
         tuple(v.detach().clone() for v in maps.volumes), tuple(p.detach().clone() for p in maps.pyramid)
     )
     told = curvature.nothing_told(plan.finest, device)
-    return State(maps, average, no_sums(maps.parameters()), told, torch.Generator().manual_seed(plan.seed))
+    state = State(maps, average, no_sums(maps.parameters()), told, torch.Generator().manual_seed(plan.seed))
+    if plan.options.deep_image_prior:
+        state.image_prior = DeepImagePrior(maps.pyramid, plan.seed)
+    return state
 
 
 def go_on_from(state: State, before: State) -> None:
@@ -126,6 +131,8 @@ def step(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxT
             raise FloatingPointError(f"The render of step {state.step} holds values that are not numbers.")
         if aim is None:
             aim = _aim(x0, state, plan, model, scene, progress)
+            if pool.reference is not None:
+                aim = pool.reference.led(aim, scene.gbuffer.coverage[:, None])
         wanted = aim.gradient(x0).permute(0, 2, 3, 1).reshape(-1, 3)[scene.gbuffer.pixel]
         if not bool(torch.isfinite(wanted).all()):
             raise ModelError(
@@ -213,11 +220,17 @@ def _move(
         moves[:, material.NORMAL] = 0.0
     if state.held is not None:
         moves = moves * state.held.share(gbuffer)
+    parameters, rate = state.maps.parameters(), plan.rate * _rate_share(progress, plan)
+    if state.image_prior is not None:
+        wishes = material.raw_moves(raw, moves)
+        summed = material.scatter(state.maps, gbuffer, wishes, detail)[len(state.maps.volumes) :]
+        if any(part is not None for part in summed):
+            summed = [None if part is None else part[0] for part in summed]
+            state.image_prior.move(state.maps.pyramid, summed, len(wishes), rate)
+        return
     shares = _shares(state.maps)
-    parameters = state.maps.parameters()
     gain = material.gain(state.maps, gbuffer.footprint, shares, detail)
     wishes = material.raw_moves(raw, moves) / gain[:, None]
-    rate = plan.rate * _rate_share(progress, plan)
     decay = [0.0] * len(state.maps.volumes) + [plan.detail_decay * rate] * len(state.maps.pyramid)
     summed = material.scatter(state.maps, gbuffer, wishes, detail)
     descend(parameters, state.sums, summed, [rate * share for share in shares], decay)

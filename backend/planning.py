@@ -13,6 +13,7 @@ from .diffusion.memory import Memory
 from .distillation import Options, option_names, published, read_settings
 from .guidance import GUIDANCE
 from .optimisation import Plan
+from .reference import LikenessOptions
 
 # The optimiser resolves no more than its close-ups show; larger outputs are interpolated from it.
 EFFECTIVE_SIZE = 512
@@ -35,11 +36,30 @@ def check_guidance(request: TextureRequest) -> None:
 def memory_of(request: TextureRequest) -> Memory:
     """How the request's models share their device: no part of the plan, since it changes nothing of the maps. Raises
     ProtocolError."""
-    given = {name: text for name, text in request.options.items() if name in option_names(Memory)}
+    return _read_as(Memory, request)
+
+
+def likeness_of(request: TextureRequest) -> LikenessOptions:
+    """Raises ProtocolError."""
+    wanted = _read_as(LikenessOptions, request)
+    if wanted != LikenessOptions() and not request.reference:
+        raise protocol.ProtocolError(
+            "The option clip_model compares other views with a reference picture, and none is given. Give one, or "
+            "leave the option out."
+        )
+    return wanted
+
+
+def _read_as(owner: type, request: TextureRequest):
+    """What the request's options say of this dataclass."""
     try:
-        return Memory(**read_settings(Memory, given))
+        return owner(**read_settings(owner, _of(owner, request)))
     except ValueError as error:
         raise protocol.ProtocolError(str(error)) from error
+
+
+def _of(owner: type, request: TextureRequest) -> dict[str, str]:
+    return {name: text for name, text in request.options.items() if name in option_names(owner)}
 
 
 def make_plan(request: TextureRequest, model: Denoiser) -> Plan:
@@ -89,15 +109,19 @@ def first_step(request: TextureRequest, plan: Plan) -> int:
 
 
 def _options(request: TextureRequest) -> Options:
-    known = (*option_names(Options), *option_names(Memory))
+    known = [name for owner in (Options, Memory, LikenessOptions) for name in option_names(owner)]
     for name in request.options:
         if name not in known:
             raise protocol.ProtocolError(f"There is no option “{name}”; there are {', '.join(known)}.")
-    of_guidance = {name: text for name, text in request.options.items() if name in option_names(Options)}
     try:
-        options = published(request.guidance, of_guidance)
+        options = published(request.guidance, _of(Options, request))
     except ValueError as error:
         raise protocol.ProtocolError(str(error)) from error
+    if options.deep_image_prior and (request.start != "uniform" or request.start_maps):
+        raise protocol.ProtocolError(
+            "The option deep_image_prior paints from noise and cannot go on from maps or another start. Leave it out, "
+            "or begin with uniform."
+        )
     if request.start != "uniform":
         # Late timesteps would paint over what is there already.
         options = replace(

@@ -16,7 +16,7 @@ from .. import ggx_tables
 from ..prior import conditions, network, vocabulary
 from ..prior.field import MaterialField, expect
 from ..rasterize import GBuffer
-from .interface import ModelError, Prediction, Scene
+from .interface import Companion, ModelError, Prediction, Scene, new_companion
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "prior"
 FIRST, SECOND = "unet", "second_unet"  # 64 px and 128 px
@@ -100,6 +100,16 @@ class BuiltInPrior:
     def _other_words(self, kind: str) -> Tensor:
         """The negative prompt's words; none where there is none, or where "nothing" is asked for."""
         return vocabulary.encode(None).long() if kind == "nothing" or self._negative is None else self._negative
+
+    def conditional(self, noisy: Tensor, timestep: Tensor, scene: Scene) -> Tensor:
+        """x0_hat with the prompt; derivatives go through."""
+        with torch.no_grad():
+            fixed = conditions.fixed_renders(scene.gbuffer, scene.lights, self.tables)
+        return self._predict(noisy, timestep, scene, fixed, self._words)
+
+    def companion(self, seed: int) -> Companion:
+        """A fresh one. Raises ModelError without the library peft."""
+        return new_companion(self, seed)
 
     def _predict(self, noisy: Tensor, timestep: Tensor, scene: Scene, fixed: Tensor, words: Tensor) -> Tensor:
         gbuffer = scene.gbuffer

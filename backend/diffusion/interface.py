@@ -139,6 +139,18 @@ class Companion(Protocol):
     def load(self, tensors: dict[str, Tensor]) -> None: ...
 
 
+def new_companion(model: Denoiser, seed: int) -> Companion:
+    """The one for this kind of model. Raises ModelError without the library peft."""
+    try:
+        from .lora import BuiltInCompanion, LoraCompanion
+    except ImportError as error:
+        raise ModelError(
+            f"The guidance “vsd” needs the library “{error.name}”, which is missing. Repair the backend, or choose "
+            "another guidance."
+        ) from error
+    return (LoraCompanion if isinstance(model, Worded) else BuiltInCompanion)(model, seed)
+
+
 @runtime_checkable
 class Adaptable(Protocol):
     """What a Denoiser offers besides, whose network can be trained beside the maps."""

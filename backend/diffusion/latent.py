@@ -19,7 +19,7 @@ from torch import Tensor
 from .conversions import from_vp
 from .folder import ModelFolder
 from .interface import ModelError, Scene
-from .worded import Embedded, WordedModel, network, text_parts, too_long
+from .worded import Embedded, WordedModel, text_parts, too_long
 
 if TYPE_CHECKING:
     from .control import Control
@@ -33,8 +33,8 @@ class LatentModel(WordedModel):
     def __init__(self, folder: ModelFolder, device: torch.device) -> None:
         super().__init__(folder, device)
         self.control: Control | None = None
-        self.unet = network(folder, "unet", UNet2DConditionModel, self.dtype)
-        self.vae = network(folder, "vae", AutoencoderKL, torch.float32)
+        self.unet = self.load("unet", UNet2DConditionModel)
+        self.vae = self.load("vae", AutoencoderKL, torch.float32)
         if self.unet.config.in_channels != self.vae.config.latent_channels:
             raise ValueError(
                 f"Its network takes {self.unet.config.in_channels} channels where its autoencoder makes "

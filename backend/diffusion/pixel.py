@@ -10,7 +10,7 @@ from torch import Tensor
 from .conversions import from_vp
 from .folder import ModelFolder
 from .interface import Scene
-from .worded import Embedded, WordedModel, network, text_parts, too_long
+from .worded import Embedded, WordedModel, text_parts, too_long
 
 NOISE_LEVEL, ENLARGEMENT = 250, 4  # IF's: noise on the small picture, and how much smaller it is
 LONGEST = 77  # tokens that IF's network was trained with; T5 itself would read more
@@ -22,7 +22,7 @@ class PixelModel(WordedModel):
 
     def __init__(self, folder: ModelFolder, device: torch.device) -> None:
         super().__init__(folder, device)
-        self.unet = network(folder, "unet", UNet2DConditionModel, self.dtype)
+        self.unet = self.load("unet", UNet2DConditionModel)
         if self.unet.config.in_channels != self.channels:
             raise ValueError(
                 "It is a later stage of a cascade, which enlarges pictures; Patina needs the first one."

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..prompts import view_words
 from . import memory as sharing
 from .folder import ModelFolder
-from .interface import ModelError, Prediction, Scene
+from .interface import Companion, ModelError, Prediction, Scene, new_companion
 from .memory import Memory
 from .view_words import VIEWS, view_shares
 
@@ -69,6 +69,11 @@ class WordedModel(ABC):
         self._embedded: Embedded | None = None
         self._alone = False  # whether a network that works has the device to itself
         self._streamed: tuple[torch.nn.Module, ...] = ()  # those of which only the working block is there
+
+    def load(self, part: str, kind: type, dtype: torch.dtype | None = None) -> torch.nn.Module:
+        """The network that is this part of the folder, on the CPU, frozen; in the model's own precision or in another.
+        Raises OSError, ValueError, RuntimeError."""
+        return network(self.folder, part, kind, dtype or self.dtype)
 
     @abstractmethod
     def encode_texts(self, texts: tuple[str, ...]) -> tuple[Embedded, bool]:
@@ -165,21 +170,14 @@ class WordedModel(ABC):
     def predict_words(self, noisy: Tensor, timestep: Tensor, scene: Scene, words: tuple[str, ...]) -> Tensor:
         return self._ask_in_parts(noisy, timestep, joined([self._row(word, 1) for word in words]), scene)
 
-    def companion(self, seed: int):
+    def companion(self, seed: int) -> Companion:
         """An interface.Companion. Raises ModelError without the library peft."""
         if self._streamed:
             raise ModelError(
                 "The guidance “vsd” trains layers inside the network, which then cannot come block by block. Choose "
                 "offload=parts, or another guidance."
             )
-        try:
-            from .lora import LoraCompanion
-        except ImportError as error:
-            raise ModelError(
-                f"The guidance “vsd” needs the library “{error.name}”, which is missing. Repair the backend, or choose "
-                "another guidance."
-            ) from error
-        return LoraCompanion(self, seed)
+        return new_companion(self, seed)
 
     def words_of_views(self, scene: Scene, count: int) -> Embedded:
         """(count) texts: the prompt with each camera's view words."""
