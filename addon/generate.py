@@ -90,7 +90,7 @@ def begin(
         slot = obj.active_material_index
     if origin is not None:
         slot = None if origin.slot < 0 else origin.slot
-    run = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    run = new_run()
     interrupted.thin(preferences.data_folder() / "jobs")
     folder = protocol.JobFolder(preferences.data_folder() / "jobs" / run)
     folder.path.mkdir(parents=True)
@@ -130,6 +130,11 @@ def begin(
         if session.job is not None and session.job.place.run == run:
             session.status.warnings = note
         undo.pop_all()
+
+
+def new_run() -> str:
+    """A name no other run has."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def _put_back(place: Place, obj: bpy.types.Object) -> None:

@@ -136,6 +136,7 @@ def show_what_is_done(left: Left) -> None:
     """Copy the maps of a finished job to where they belong. Raises OSError."""
     for name in protocol.MAP_NAMES:
         images.replace_file(left.folder.maps / f"{name}.png", images.map_file(left.output, name))
-    for source in (left.folder.picture, left.folder.report):
+    extras = [left.folder.maps / f"{name}.png" for name in protocol.EXTRA_MAPS]
+    for source in (left.folder.picture, left.folder.report, *extras):
         if source.is_file():
             images.replace_file(source, left.output / source.name)

@@ -63,13 +63,13 @@ def choose_uv_layer(obj: bpy.types.Object, shown: bpy.types.Mesh, slot: int | No
     layers = [layer for layer in layers if layer.active_render or layer.name.startswith("Patina")]
     reasons = []
     for layer in layers:
-        report = uv_check.usability(*_uvs_and_areas(shown, layer.name, slot))
+        report = uv_check.usability(*raw_uvs(shown, layer.name, slot))
         if report.usable:
             return layer.name, ""
         by_modifiers = report.overlap and obj.modifiers and len(base.polygons) and layer.name in base.uv_layers
-        if by_modifiers and uv_check.usability(*_uvs_and_areas(base, layer.name, slot)).usable:
+        if by_modifiers and uv_check.usability(*raw_uvs(base, layer.name, slot)).usable:
             return layer.name, "Copies made by modifiers share one texture."
-        tiles = uv_check.udim_tiles(_uvs_and_areas(shown, layer.name, slot)[0]) if _shows_tiles(obj) else []
+        tiles = uv_check.udim_tiles(raw_uvs(shown, layer.name, slot)[0]) if _shows_tiles(obj) else []
         if tiles:
             raise MeshProblem(
                 f"UV layer {layer.name} of {obj.name} lies on the UDIM tiles {', '.join(map(str, tiles))}, and Patina "
@@ -146,7 +146,8 @@ class _triangles:
         self.slot = _get(mesh.loop_triangles, "material_index", 1, np.int32)
 
 
-def _uvs_and_areas(mesh: bpy.types.Mesh, layer: str, slot: int | None) -> tuple[np.ndarray, np.ndarray]:
+def raw_uvs(mesh: bpy.types.Mesh, layer: str, slot: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """UVs (F, 3, 2) as they are and areas (F,) of the triangles, or of those of a slot."""
     triangles = _triangles(mesh)
     chosen = slice(None) if slot is None else triangles.slot == slot
     uvs = _get(mesh.uv_layers[layer].uv, "vector", 2)[triangles.loops[chosen]]

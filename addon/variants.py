@@ -18,7 +18,7 @@ from bpy.props import BoolProperty, IntProperty, PointerProperty, StringProperty
 from . import images, material, preferences, protocol
 
 UVS, PICTURE, REPORT = "uvs.npy", "picture.png", "report.json"
-_FILES = (UVS, PICTURE, REPORT, "moved")
+_FILES = (UVS, PICTURE, REPORT, "moved", *(f"{name}.png" for name in protocol.EXTRA_MAPS))
 
 
 class PATINA_PG_variant(bpy.types.PropertyGroup):
