@@ -103,7 +103,7 @@ def read(
             f"{obj.name} has vertices without a position (NaN or infinite). "
             "Delete them, or the modifier that makes them."
         )
-    stretch, unstretch = _stretch(obj)
+    stretch, unstretch = stretch_of(obj)
     corners = triangles.loops
     positions = vertices[_get(shown.loops, "vertex_index", 1, np.int32)[corners]]
     normals = _get(shown.corner_normals, "vector", 3)[corners]
@@ -163,7 +163,7 @@ def _get(collection, attribute: str, width: int, dtype: type = np.float32) -> np
     return values.reshape(-1, width) if width > 1 else values
 
 
-def _stretch(obj: bpy.types.Object) -> tuple[np.ndarray, np.ndarray]:
+def stretch_of(obj: bpy.types.Object) -> tuple[np.ndarray, np.ndarray]:
     """The symmetric part of the world matrix (scale and shear, parents included) and its inverse, both (3, 3)."""
     matrix = np.array(obj.matrix_world, np.float64)[:3, :3]
     _, scales, axes = np.linalg.svd(matrix)

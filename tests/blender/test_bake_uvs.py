@@ -88,7 +88,8 @@ triangle = random.integers(0, len(new["uvs"]), 20000)
 weights = random.dirichlet((1, 1, 1), 20000)
 p, (t, b, n) = at(new, triangle, weights)
 uv = np.einsum("nk,nkc->nc", weights, new["uvs"][triangle])
-found = {name: images.bilinear(values, uv[:, 0] * 512 - 0.5, (1 - uv[:, 1]) * 512 - 0.5) for name, values in shown.items()}
+place = uv[:, 0] * 512 - 0.5, (1 - uv[:, 1]) * 512 - 0.5
+found = {name: images.bilinear(values, *place) for name, values in shown.items()}
 off = np.abs(found["base_color"] - colour(p)).max(1)
 print("colour off", off.mean(), np.quantile(off, 0.99), off.max())
 assert off.mean() < 0.006 and np.quantile(off, 0.99) < 0.03 and off.max() < 0.15
