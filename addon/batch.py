@@ -30,7 +30,7 @@ from .batch_queue import BatchProblem, Entry, Item
 
 _SETTINGS = (
     "negative_prompt quality texture_size pattern_scale model second_stage guidance guidance_scale steps "
-    "views render_size device"
+    "views render_size device panoramas extra_maps"
 ).split()
 _KEYS = {"objects", "prompt", "prompts", "seed", "seeds", "out", *_SETTINGS}
 _DEFAULT_OUT = "textures/{object}/{prompt}-{seed}"

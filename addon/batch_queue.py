@@ -60,8 +60,10 @@ class BatchProblem(ValueError):
 
 
 def item_id(object_name: str, out: str, request: protocol.TextureRequest) -> str:
-    """The same for the same wish: what is done is known by it."""
-    wish = json.dumps([object_name, out, dataclasses.asdict(request)], sort_keys=True)
+    """The same for the same wish, also after an update that adds fields: what is done is known by it."""
+    usual = dataclasses.asdict(protocol.TextureRequest(prompt="-"))
+    unusual = {name: value for name, value in dataclasses.asdict(request).items() if value != usual[name]}
+    wish = json.dumps([object_name, out, unusual], sort_keys=True)
     plain = "".join(c if c.isalnum() and c.isascii() else "-" for c in object_name)[:40]
     return f"{plain}-{hashlib.sha256(wish.encode()).hexdigest()[:10]}"
 

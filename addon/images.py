@@ -89,6 +89,30 @@ def texels(image: bpy.types.Image) -> np.ndarray:
     return values[..., :1] if image.get(MAP_KEY) in ("metallic", "roughness") else values[..., :3]
 
 
+def read_data(file: Path) -> np.ndarray:
+    """A picture file as (H, W, C) values in 0..1 as stored, row 0 at the top. Raises RuntimeError."""
+    image = bpy.data.images.load(str(file), check_existing=False)
+    try:
+        image.colorspace_settings.is_data = True
+        width, height = image.size
+        if not width or not height:
+            raise RuntimeError(f"The image {file} cannot be read.")
+        values = np.empty(width * height * image.channels, np.float32)
+        image.pixels.foreach_get(values)
+        return values.reshape(height, width, image.channels)[::-1]
+    finally:
+        bpy.data.images.remove(image)
+
+
+def resized(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W, C) at another size, bilinear; itself where it has it."""
+    if values.shape[:2] == (height, width):
+        return values
+    down, across = np.mgrid[0:height, 0:width]
+    place = (across + 0.5) * values.shape[1] / width - 0.5, (down + 0.5) * values.shape[0] / height - 0.5
+    return bilinear(values, *place)
+
+
 def display(linear: np.ndarray) -> np.ndarray:
     """Linear values as a display shows them (sRGB)."""
     return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * np.clip(linear, 0, None) ** (1 / 2.4) - 0.055)

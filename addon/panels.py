@@ -121,6 +121,8 @@ def _draw_generate(layout, context, obj) -> None:
     several = sum(1 for other in bpy.context.selected_objects if other.type == "MESH" and other != obj) + 1
     text = _("Generate {count} Objects").format(count=several) if several > 1 else _("Generate")
     row.operator("patina.generate", icon="MATERIAL", text=text, translate=False)
+    if several > 1:
+        column.operator("patina.generate_atlas", icon="UV")
     if reason:
         draw_text(column, context, reason, "INFO")
 

@@ -41,7 +41,7 @@ class PATINA_PG_reference(bpy.types.PropertyGroup):
 def keep_view(obj: bpy.types.Object, window: np.ndarray, view: np.ndarray, aspect: float) -> None:
     """Remember a view, given by its (4, 4) matrices, as the one the picture was taken from."""
     frame = np.eye(4)
-    frame[:3, :3], frame[:3, 3] = _rotation(obj), np.array(obj.matrix_world, np.float64)[:3, 3]
+    frame[:3, :3], frame[:3, 3] = rotation_of(obj), np.array(obj.matrix_world, np.float64)[:3, 3]
     kept = obj.patina.reference
     kept.matrix = (np.array(window, np.float64) @ np.array(view, np.float64) @ frame).ravel()
     kept.aspect = aspect
@@ -90,7 +90,7 @@ def prepare(
         square, view = _padded(picture), {}
     else:
         square, view = seen_from_the_middle(
-            picture, np.array(kept.matrix, np.float64).reshape(4, 4), kept.aspect, *_ball(positions)
+            picture, np.array(kept.matrix, np.float64).reshape(4, 4), kept.aspect, *ball(positions)
         )
     protocol.write_beside(folder.reference, png.encode(png.quantised(square, 8)))
     return dataclasses.replace(request, reference=folder.reference.name, reference_view=view)
@@ -189,14 +189,14 @@ def _padded(picture: np.ndarray) -> np.ndarray:
     return _sampled(square, *np.broadcast_arrays(at[None, :], -at[:, None])) if side > _SIZE else square
 
 
-def _ball(positions: np.ndarray) -> tuple[np.ndarray, float]:
+def ball(positions: np.ndarray) -> tuple[np.ndarray, float]:
     """Centre and radius of the object, as backend/mesh.py takes them."""
     flat = positions.reshape(-1, 3).astype(np.float64)
     center = (flat.min(0) + flat.max(0)) / 2
     return center, float(np.linalg.norm(flat - center, axis=1).max())
 
 
-def _rotation(obj: bpy.types.Object) -> np.ndarray:
+def rotation_of(obj: bpy.types.Object) -> np.ndarray:
     """The object's world matrix without its stretch, which its mesh has (mesh_io)."""
     left, _, right = np.linalg.svd(np.array(obj.matrix_world, np.float64)[:3, :3])
     return left @ right

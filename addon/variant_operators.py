@@ -8,7 +8,7 @@ import random
 import bpy
 from bpy.props import IntProperty, StringProperty
 
-from . import generate, material, mesh_io, placing, session, settings, variants
+from . import atlas, generate, material, mesh_io, placing, session, settings, variants
 from .operators import StartsRuns, failed, start_all
 
 
@@ -178,7 +178,11 @@ class PATINA_OT_more_seeds(_StartsFromAVariant, bpy.types.Operator):
             return failed(self, session.current(), str(error))
         draw = random.SystemRandom() if not bpy.app.background else random.Random(request.seed)
         seeds = [draw.randrange(2**31) for _ in range(self.count)]
-        return start_all(self, context, [(obj, {"show": seed == seeds[0], "seed": seed}) for seed in seeds])
+        runs = [{"show": seed == seeds[0], "seed": seed} for seed in seeds]
+        if not self.variant(context).shared:
+            return start_all(self, context, [(obj, run) for run in runs])
+        others = [other for other in variants.objects_of(self.variant(context).run) if other != obj]
+        return start_all(self, context, [(obj, {**run, "others": others}) for run in runs], begin=atlas.begin)
 
 
 register, unregister = bpy.utils.register_classes_factory(

@@ -124,6 +124,10 @@ def work(job, attempt, request, words, say, maps) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(600)
     made = maps(job.maps, "", request.texture_size, 1.0)
+    for name, shade in (("ambient_occlusion", 200), ("height", 90)):
+        if name in request.extra_maps:
+            png(job.maps / f"{name}.png", request.texture_size, (shade,))
+            made[name] = f"maps/{name}.png"
     png(job.picture, 32, (255, 40, 20))
     if "glass" in words:
         say(protocol.Warning("Patina cannot make glass: it comes out opaque."))
