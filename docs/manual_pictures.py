@@ -232,12 +232,13 @@ def _end_of_run(blender_window: window.Window) -> None:
 
 def _settled(blender_window: window.Window, file: Path, limit: float = 240.0) -> None:
     """Wait until the screen does not change any more: shaders are made, textures are read."""
-    end, before = time.monotonic() + limit, b""
+    end, before, plain = time.monotonic() + limit, b"", file.with_suffix(".ppm")  # which holds no date
     time.sleep(2.0)
     while time.monotonic() < end:
         time.sleep(4.0)
-        blender_window.picture(file)
-        now = file.read_bytes()
+        blender_window.picture(plain)
+        now = plain.read_bytes()
+        plain.unlink()
         if now == before:
             return
         before = now
