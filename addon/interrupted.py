@@ -93,10 +93,10 @@ def _look(path: Path) -> Left | None:
         place = Place(**stored, own_uvs=own_uvs, others=others, request=folder.read_request())
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # not a job of this kind, or taken already
-    if _runs_elsewhere(folder):
-        return None
     ending, fraction = _last_words(folder)
-    if ending is None:
+    if ending is None:  # with its last word written a backend may still hold the lock for a moment
+        if _runs_elsewhere(folder):
+            return None
         return Left(place, folder, output, "interrupted", fraction)
     if isinstance(ending, protocol.Done):
         return Left(place, folder, output, "done", 1.0)

@@ -81,6 +81,7 @@ def run_job(command) -> None:
     try:
         work(job, attempt, request, words, say, maps)
     finally:
+        time.sleep(0.3)  # a real one tidies up after its last word
         protocol.release_lock(lock)
 
 

@@ -21,7 +21,7 @@ from .test_real_program import BLENDER, REPO  # noqa: E402
 pytestmark = pytest.mark.slow
 
 _SCENARIO = """
-import faulthandler; faulthandler.dump_traceback_later(560, exit=True)
+import faulthandler; faulthandler.dump_traceback_later(1150, exit=True)
 import os, sys, time
 from pathlib import Path
 import addon_utils, bpy
@@ -116,7 +116,7 @@ def test_from_wheels_into_a_folder_with_spaces_and_other_letters(tmp_path):
     }
     try:
         done = subprocess.run(
-            _command(script), env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=590
+            _command(script), env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=1200
         )
         assert done.returncode == 0 and "scenario ended" in done.stdout, done.stdout + done.stderr[-4000:]
         print(*(line for line in done.stdout.splitlines() if line.startswith(("INSTALLED", "TEXTURED"))), sep="\n")

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from . import window
-from .test_real_program import BLENDER, installed  # noqa: F401  (a fixture)
+from .test_real_program import BLENDER, fresh_user, installed  # noqa: F401  (fixtures)
 
 pytestmark = [
     pytest.mark.slow,

@@ -118,13 +118,20 @@ class Window:
     """One running Blender and its screen."""
 
     def __init__(self, display: str, state: Path, process: subprocess.Popen) -> None:
-        self._state, self.process, self._asked = state, process, 0
+        self.state, self.process, self._asked = state, process, 0
         self._environment = {**os.environ, "DISPLAY": display}
+        # One process that obeys line by line: to start one for each move of the mouse takes longer than the move.
+        self._hand = subprocess.Popen(["xdotool", "-"], stdin=subprocess.PIPE, text=True, env=self._environment)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._hand.stdin.close()
+        _end(self._hand)
 
     def told(self) -> dict:
         """What Blender last said of itself; empty before it has said anything."""
         try:
-            return json.loads(self._state.read_text())
+            return json.loads(self.state.read_text())
         except (OSError, ValueError):
             return {}
 
@@ -140,7 +147,7 @@ class Window:
     def under(self) -> str:
         """The operator call or the property that is under the mouse; empty if none is."""
         self._asked += 1
-        question, told = Path(f"{self._state}.ask"), Path(f"{self._state}.answer")
+        question, told = Path(f"{self.state}.ask"), Path(f"{self.state}.answer")
         question.with_suffix(".new").write_text(str(self._asked))
         question.with_suffix(".new").replace(question)
         end = time.monotonic() + 30.0
@@ -192,6 +199,19 @@ class Window:
                     return
         raise LookupError(f"no tab Patina: {self.told()}")
 
+    def do(self, code: str, limit: float) -> str:
+        """Have Blender run code, where an `extra` script looks for it; its error, or an empty string."""
+        order, answer = Path(f"{self.state}.do"), Path(f"{self.state}.did")
+        answer.unlink(missing_ok=True)
+        order.with_suffix(".new").write_text(code)
+        order.with_suffix(".new").replace(order)
+        end = time.monotonic() + limit
+        while time.monotonic() < end and self.process.poll() is None:
+            with contextlib.suppress(OSError, ValueError):
+                return json.loads(answer.read_text())
+            time.sleep(0.05)
+        raise TimeoutError(f"Blender (exit {self.process.poll()}) did not run: {code}")
+
     def click(self, place: tuple[int, int]) -> None:
         self.point(place)
         time.sleep(0.8)
@@ -217,6 +237,10 @@ class Window:
         self._do("import", "-window", "root", *(["-crop", crop, "+repage"] if crop else []), str(file))
 
     def _do(self, *command: str) -> None:
+        if command[:1] == ("xdotool",) and "type" not in command:
+            self._hand.stdin.write(" ".join(command[1:]) + "\n")
+            self._hand.stdin.flush()
+            return
         subprocess.run(command, env=self._environment, check=True, timeout=20, capture_output=True)
 
 
@@ -260,6 +284,7 @@ def opened(
             )
         stack.callback(_end, process)
         window = Window(display, state, process)
+        stack.callback(window.close)
         window.wait(lambda said: True, 90.0)
         time.sleep(3.0)
         window.open_tab()
