@@ -148,7 +148,7 @@ def new_companion(model: Denoiser, seed: int) -> Companion:
             f"The guidance “vsd” needs the library “{error.name}”, which is missing. Repair the backend, or choose "
             "another guidance."
         ) from error
-    return (LoraCompanion if isinstance(model, Worded) else BuiltInCompanion)(model, seed)
+    return (BuiltInCompanion if getattr(model, "sees_geometry", True) else LoraCompanion)(model, seed)
 
 
 @runtime_checkable

@@ -163,7 +163,7 @@ def test_weights_that_are_missing_or_do_not_fit_are_refused(folder, tmp_path):
 
 
 def test_the_shelf_keeps_one_model_and_lets_it_go(folder, monkeypatch):
-    monkeypatch.setattr(built_in, "BuiltInPrior", lambda device: BuiltInPrior(device, folder))
+    monkeypatch.setattr(built_in, "BuiltInPrior", lambda device, stage: BuiltInPrior(device, folder, stage))
     shelf = models.ModelShelf()
     first = shelf.get(BUILT_IN_MODEL, CPU)
     assert shelf.get(BUILT_IN_MODEL, CPU) is first
@@ -171,7 +171,7 @@ def test_the_shelf_keeps_one_model_and_lets_it_go(folder, monkeypatch):
     assert shelf.get(BUILT_IN_MODEL, CPU) is not first
     with pytest.raises(models.ModelError, match="does not know the model"):
         shelf.get("unknown/model", CPU)
-    monkeypatch.setattr(built_in, "BuiltInPrior", lambda device: BuiltInPrior(device, folder / "nothing"))
+    monkeypatch.setattr(built_in, "BuiltInPrior", lambda device, stage: BuiltInPrior(device, folder / "nothing", stage))
     with pytest.raises(models.ModelError, match="cannot be loaded"):
         models.ModelShelf().get(BUILT_IN_MODEL, CPU)
 
@@ -198,7 +198,7 @@ def tear_unet(place):
 def test_damaged_weights_are_the_models_fault_in_a_sentence(spoil, folder, tmp_path, monkeypatch):
     place = shutil.copytree(folder, tmp_path / "spoilt")
     spoil(place)
-    monkeypatch.setattr(built_in, "BuiltInPrior", lambda device: BuiltInPrior(device, place))
+    monkeypatch.setattr(built_in, "BuiltInPrior", lambda device, stage: BuiltInPrior(device, place, stage))
     with pytest.raises(models.ModelError, match="install Patina again"):
         models.ModelShelf().get(BUILT_IN_MODEL, CPU)
 
@@ -206,11 +206,16 @@ def test_damaged_weights_are_the_models_fault_in_a_sentence(spoil, folder, tmp_p
 # --- the shipped weights ----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def shipped():
+@pytest.fixture(scope="module", params=[built_in.FIRST, built_in.SECOND])
+def shipped(request):
     if not SHIPPED.exists():
         pytest.skip("the prior's weights are not in this tree")
-    return BuiltInPrior(CPU)
+    return BuiltInPrior(CPU, stage=request.param)
+
+
+def test_each_stage_has_its_size(shipped):
+    first = shipped.name == "built-in"
+    assert shipped.render_size == (64 if first else 128) and (first or "second" in shipped.name)
 
 
 def test_the_shipped_prior_knows_colours_and_metals(shipped):
@@ -219,7 +224,8 @@ def test_the_shipped_prior_knows_colours_and_metals(shipped):
 
     def mean_of(prompt):
         shipped.set_prompt(prompt, "")
-        return [float(ask(shipped, scene, time=950).conditional[:, c][inside[:, c]].mean()) for c in range(3)]
+        noisiest = 950 if shipped.render_size == 64 else 600  # the second stage never sees more noise
+        return [float(ask(shipped, scene, time=noisiest).conditional[:, c][inside[:, c]].mean()) for c in range(3)]
 
     red, blue, gold = (mean_of(prompt) for prompt in ("red plastic", "blue plastic", "gold"))
     print("red", red, "blue", blue, "gold", gold)

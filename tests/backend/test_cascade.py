@@ -11,12 +11,13 @@ import shapes_for_tests as shapes
 import torch
 import toy_models
 from test_families import CPU, CUBE, Views
+from test_texturing import job_in
 
 from addon import protocol
 from backend import __main__ as command
 from backend import checkpoint, models, object_start, optimisation, texturing
 from backend import run as run_room
-from backend.diffusion import families
+from backend.diffusion import built_in, families
 from backend.diffusion.interface import ModelError
 from backend.distillation import Options, published, take_aim
 from backend.guidance import classifier_free
@@ -186,3 +187,22 @@ def test_every_option_can_be_said_in_words():
     assert (found.guidance_scale_end, found.rescale, found.perp_neg, found.highest) == (5.0, None, True, (0.9, 0.4))
     assert (found.anneal, found.k_steps, found.weighting, found.joint_views) == ("linear", 6, "uniform", True)
     assert found.staging == "dreamfusion" and found.lowest == (0.02, 0.02), "the rest stays as published"
+
+
+def test_the_built_in_model_has_a_second_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(object_start, "FIT_STEPS", 4)
+    job, asked = job_in(tmp_path / "job"), []
+    predict = built_in.BuiltInPrior.predict
+    monkeypatch.setattr(
+        built_in.BuiltInPrior,
+        "predict",
+        lambda self, noisy, *rest, **named: asked.append(noisy.shape[-1]) or predict(self, noisy, *rest, **named),
+    )
+    request = protocol.TextureRequest(
+        prompt="oak", texture_size=1024, steps=4, device="cpu", second_stage=protocol.BUILT_IN_MODEL
+    )
+    events = list(texturing.run(request, job, models.ModelShelf(), lambda: None))
+    assert isinstance(events[-1], protocol.Done) and events[0].total_steps == 6
+    assert asked[-3:] == [64, 128, 128] and set(asked) == {64, 128}
+    report = json.loads(job.report.read_text())
+    assert report["second_stage"] == protocol.BUILT_IN_MODEL
