@@ -96,18 +96,14 @@ def add_companion(state: State, plan: Plan, model: Denoiser) -> None:
         state.companion = model.companion(plan.seed)
 
 
-def pattern_offset(plan: Plan) -> Tensor:
+def pattern_offset(seed: int) -> Tensor:
     """(3,) where the patterns begin: the part of a seed that all views share."""
-    return pattern_offset_of(plan.seed)
-
-
-def pattern_offset_of(seed: int) -> Tensor:
     return 2 * torch.rand(3, generator=torch.Generator().manual_seed(seed + 1))
 
 
 def start(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxTables) -> None:
     """Put the fresh `state` at the material the model asks for (object_start.py)."""
-    pattern = plan.pattern_scale, pattern_offset(plan)
+    pattern = plan.pattern_scale, pattern_offset(plan.seed)
     raw = uniform_start(model, pool, tables, *pattern, state.generator)
     with torch.no_grad():
         state.maps.volumes[0].copy_(raw.view(1, -1, 1, 1, 1))
@@ -176,7 +172,7 @@ def _scene(state: State, plan: Plan, pool: ViewPool) -> tuple[list[int], Scene]:
         lights = dreamfusion.draw_lights(*angles, state.generator).to(pool.triangles.positions.device)
     else:
         lights = pool.lights(len(indices), state.generator)
-    return indices, pool.scene(indices, lights, plan.pattern_scale, pattern_offset(plan))
+    return indices, pool.scene(indices, lights, plan.pattern_scale, pattern_offset(plan.seed))
 
 
 def _shading(state: State, plan: Plan, model: Denoiser, scene: Scene) -> Tensor | None:

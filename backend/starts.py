@@ -51,7 +51,7 @@ def _paint_four_views(run: Run) -> None:
     plan, maps = run.plan, run.state.maps
     tables = ggx_tables.load().to(run.device)
     surface = material.stored_values(maps.volumes[0].detach().flatten())
-    pattern = plan.pattern_scale, optimisation.pattern_offset(plan)
+    pattern = plan.pattern_scale, optimisation.pattern_offset(plan.seed)
     painted = four_views.paint(
         run.model, run.pool.triangles, surface, tables, plan.guidance_scale, plan.options, pattern, run.state.generator
     )

@@ -157,7 +157,7 @@ def meant_by(prompt: str, kind: str, seed: int) -> Meant:
     tables, generator = ggx_tables.load(), torch.Generator().manual_seed(5)
     gbuffer, lights = unseen_scene(shape_of(kind).mesh, RELIT_SIZE)
     normal = torch.nn.functional.normalize(gbuffer.normal, dim=1)
-    textures = instances.textures_round(gbuffer.position + optimisation.pattern_offset_of(seed), normal)
+    textures = instances.textures_round(gbuffer.position + optimisation.pattern_offset(seed), normal)
     lab, chroma = [], []
     for _ in range(DRAWS):
         surface = instances.surface_at(instances.draw(read(prompt).prompt, generator), normal, textures)
@@ -196,7 +196,7 @@ def pool_of(model: Denoiser, prompt: str, kind: str, seed: int, staging: str, si
     model.set_prompt(prompt, "")
     used = [i for i in range(len(pool.cameras) if staging == "own" else pool.full) if pool.look(i).points]
     for indices in (used[start : start + AT_ONCE] for start in range(0, len(used), AT_ONCE)):
-        scene = pool.scene(indices, lighting.uniform(len(indices)), 1.0, optimisation.pattern_offset_of(seed))
+        scene = pool.scene(indices, lighting.uniform(len(indices)), 1.0, optimisation.pattern_offset(seed))
         noise = torch.zeros(len(indices), 3, size, size)
         model.predict(noise, torch.full((len(indices),), 500), scene)
     return pool

@@ -23,15 +23,17 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from addon import protocol
 from addon.protocol import JobFolder, TextureRequest
 
-from .. import material, texturing
+from .. import material, optimisation, texturing
 from ..box_unwrap import box_unwrap
+from ..diffusion.built_in import BuiltInPrior
 from ..frames import mikktspace_tangents
 from ..maps import read_map
 from ..mesh import Mesh, load_job_mesh, save_job_mesh
 from ..models import ModelShelf
 from ..prior import instances, materials, procedural
+from ..prior.field import expect
 from ..prior.training import shapes
-from ..prior.vocabulary import read
+from ..prior.vocabulary import encode, read
 from . import _patterned as patterned
 
 PROMPTS = (
@@ -134,12 +136,33 @@ def compare(maps: dict[str, np.ndarray], facts: dict[str, np.ndarray]) -> dict[s
     return row
 
 
+def detail_db(job: JobFolder, prior: BuiltInPrior) -> float:
+    """How near the base colour comes, texel by texel, to what the prior expects there: PSNR beside the expectation's
+    own deviation, so that a flat map has 0 dB and a blurred one little."""
+    request, mesh = job.read_request(), load_job_mesh(job.mesh)
+    image = read_map(job.maps / "base_color.png")
+    where = material.texels(mesh, len(image))
+    inside = ~where.border
+    q = where.position[inside] / request.pattern_scale + optimisation.pattern_offset(request.seed)
+    normal = torch.nn.functional.normalize(torch.from_numpy(mesh.normals).mean(1), dim=1)[where.triangle[inside]]
+    words = encode(read(request.prompt).prompt).long()
+    parts = zip(q.split(50_000), normal.split(50_000), strict=True)
+    with torch.no_grad():
+        expected = torch.cat([expect(prior.field, words, *part).base_color for part in parts])
+    found = torch.from_numpy(image).float().reshape(-1, 3)[where.index[inside]]
+    return float(10 * torch.log10(expected.var(0).sum() / ((found - expected) ** 2).mean(0).sum()))
+
+
 def summary(rows: list[dict[str, object]]) -> dict[str, float]:
     """The figures the README quotes."""
 
     def mean(key: str, kind: str | None = None) -> float:
         chosen = [r[key] for r in rows if (kind is None or r["kind"] == kind) and not r["unidentifiable"]]
         return round(float(np.mean(chosen)), 3) if chosen else float("nan")
+
+    def mean_of(key: str) -> float:
+        found = [row[key] for row in rows if row.get(key) is not None]
+        return round(float(np.mean(found)), 2) if found else float("nan")
 
     ranked = [r["pattern_rank"] for r in rows if r.get("pattern_rank")]
     return {
@@ -150,6 +173,7 @@ def summary(rows: list[dict[str, object]]) -> dict[str, float]:
         "roughness_error": mean("roughness_error"),
         "retrieval_first_rank": round(float(np.mean([rank == 1 for rank in ranked])), 3) if ranked else float("nan"),
         "retrieval_pairs": len(ranked),
+        "detail_db": mean_of("detail_db"),
     }
 
 
@@ -158,6 +182,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=len(PROMPTS), help="how many (shape, prompt) pairs")
     parser.add_argument("--part", default="1/1", help="2/3: the second third of the pairs, for several processes")
+    parser.add_argument("--prompts", default="", help="only these of the list, parted by commas")
     parser.add_argument("--quality", default="draft", choices=protocol.QUALITIES)
     parser.add_argument("--second-stage", action="store_true", help="go on with the 128 px stage, in maps of 1024")
     parser.add_argument("--keep", type=Path, help="keep the job folders here")
@@ -173,6 +198,7 @@ def main(arguments: list[str]) -> int:
     pairs = [(kinds[(i + i // len(PROMPTS)) % len(kinds)], PROMPTS[i % len(PROMPTS)]) for i in range(options.pairs)]
     part, parts = (int(number) for number in options.part.split("/"))
     pairs = pairs[part - 1 :: parts]
+    pairs = [pair for pair in pairs if not options.prompts or pair[1] in options.prompts.split(",")]
     prompts = [p for p in PROMPTS if patterned.is_patterned(read(p).prompt)]
     retrievers: dict[str, patterned.Retriever] = {}  # of each shape
     for kind, prompt in pairs:
@@ -187,6 +213,7 @@ def main(arguments: list[str]) -> int:
             if prompt in prompts:
                 if kind not in retrievers:
                     retrievers[kind] = patterned.Retriever.of(prompts, load_job_mesh(job.mesh))
+                row["detail_db"] = detail_db(job, shelf.get(protocol.BUILT_IN_MODEL, torch.device("cpu")))
                 row["pattern_rank"] = retrievers[kind].rank(patterned.patches_of_job(job), prompt)
         results["rows"].append({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
         results["summary"] = summary(results["rows"])

@@ -191,7 +191,7 @@ def run_steps(plan, model, pool, clocks: tuple[Clock, ...] = ()) -> tuple[list[f
     for first in range(0, len(pool.cameras), 4):
         indices = list(range(first, min(first + 4, len(pool.cameras))))
         lights = lighting.sample(len(indices), torch.Generator().manual_seed(first))
-        scene = pool.scene(indices, lights, plan.pattern_scale, optimisation.pattern_offset(plan))
+        scene = pool.scene(indices, lights, plan.pattern_scale, optimisation.pattern_offset(plan.seed))
         count = len(indices)
         noisy = torch.zeros(count, 3, pool.size, pool.size)
         model.predict(noisy, torch.full((count,), 500), scene, plan.guidance_scale != 1)

@@ -11,7 +11,6 @@ import shapes_for_tests as shapes
 import torch
 import toy_models
 from test_families import CPU, CUBE, Views
-from test_texturing import job_in
 
 from addon import protocol
 from backend import __main__ as command
