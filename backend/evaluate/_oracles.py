@@ -32,6 +32,7 @@ SIZE, PICTURE, STEPS, PICTURES = 64, 32, 100, 6
 SCALE = 7.5  # w, as text-to-image models have it
 RESCALE = 0.7  # the product's
 PLAIN = (0.5, 0.5, 0.5, 0.0, 0.6, 0.5, 0.5)
+WOOD = (0.72, 0.52, 0.34, 0.0, 0.6, 0.5, 0.5)  # no channel near 0, where shares of the mean mean nothing
 COLOURS = dict(
     zip(VIEWS, ((0.8, 0.1, 0.1), (0.1, 0.7, 0.1), (0.1, 0.1, 0.8), (0.8, 0.75, 0.1)), strict=True)
 )  # display values
@@ -135,8 +136,9 @@ def by_view_words(tables: GgxTables) -> Callable[[str, Scene], Tensor]:
     return meant
 
 
-def with_own_light(tables: GgxTables) -> Callable[[str, Scene], Tensor]:
-    """Red plastic, or grey without a prompt, under one light that stands still, whatever lights the scene has."""
+def with_own_light(tables: GgxTables, wanted: bool = True) -> Callable[[str, Scene], Tensor]:
+    """One brown surface, or a grey one without a prompt, under one light that stands still, whatever lights the scene
+    has. Not `wanted`: under the scene's own, as a model paints that bakes nothing in."""
 
     def meant(words: str, scene: Scene) -> Tensor:
         count = scene.gbuffer.coverage.shape[0]
@@ -145,8 +147,8 @@ def with_own_light(tables: GgxTables) -> Callable[[str, Scene], Tensor]:
             torch.nn.functional.normalize(torch.tensor([0.5, -0.4, 0.77]), dim=0).expand(count, 1, 3),
             torch.full((count, 1, 3), 0.65 * math.pi),
         )
-        stored = known.MATERIALS["plastic"](*torch.zeros(2, 1)) if words else torch.tensor([PLAIN])
-        return known.render(stored.expand(len(scene.gbuffer.view), -1), scene.gbuffer, fixed, tables)
+        stored = torch.tensor(WOOD if words else PLAIN).expand(len(scene.gbuffer.view), -1)
+        return known.render(stored, scene.gbuffer, fixed if wanted else scene.lights, tables)
 
     return meant
 
@@ -193,10 +195,11 @@ def view_words(method: str, steps: int = STEPS, **options: object) -> dict[str, 
     return {"right": sum(margin > 0 for margin in margins), "places": len(margins), "margin": round(min(margins), 3)}
 
 
-def baked_light(method: str, family: str, steps: int = STEPS, **options: object) -> float:
-    """The light that the method leaves in the base colour of a model that wants it there (recovery.baked_light)."""
+def baked_light(method: str, family: str, steps: int = STEPS, wanted: bool = True) -> float:
+    """The light that the method leaves in the base colour (recovery.baked_light) by a model that wants it there, or
+    does not (`wanted`)."""
     tables, mesh = ggx_tables.load(), sphere(48, 24)
-    model = painter(with_own_light(tables), family)
-    found, where = painted(model, plan(method, steps, **options), mesh, tables)
+    model = painter(with_own_light(tables, wanted), family)
+    found, where = painted(model, plan(method, steps), mesh, tables)
     judged = material.coverage(where).flip(0)
     return share_of_light(Recovered(found, found, judged, where, 0.0), mesh)
