@@ -16,21 +16,22 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from .. import ggx_tables, lighting, material, optimisation
+from .. import ggx_tables, lighting, material, optimisation, views
 from ..diffusion import conversions
 from ..diffusion.interface import Denoiser, Prediction, Scene
 from ..diffusion.view_words import VIEWS, view_shares
 from ..distillation import published
 from ..ggx_tables import GgxTables
 from ..mesh import Mesh
+from ..rasterize import Triangles
 from . import _known as known
 from ._shapes import sphere
-from .recovery import Recovered, as_written, new_pool, plan_for
+from .recovery import Recovered, as_written, plan_for
 from .recovery import baked_light as share_of_light
 
 SIZE, PICTURE, STEPS, PICTURES = 64, 32, 100, 6
-SCALE = 7.5  # w, as text-to-image models have it
-RESCALE = 0.7  # the product's
+SCALE, RESCALE = 7.5, 0.7  # w and x0-space rescaling where words are asked for, as text-to-image models have them
+PLAIN_SCALE = 1.0  # w where light is: what guidance exaggerates no surface can show, and that is not the light's fault
 PLAIN = (0.5, 0.5, 0.5, 0.0, 0.6, 0.5, 0.5)
 WOOD = (0.72, 0.52, 0.34, 0.0, 0.6, 0.5, 0.5)  # no channel near 0, where shares of the mean mean nothing
 COLOURS = dict(
@@ -76,7 +77,7 @@ class Painter:
     what it paints without a prompt. Pixels are its own space; LatentPainter has latents.
     """
 
-    name, sees_geometry, background, guidance_scale = "oracle", False, 0.5, SCALE
+    name, sees_geometry, background, guidance_scale = "oracle", False, 0.5, PLAIN_SCALE
 
     def __init__(self, meant: Callable[[str, Scene], Tensor], family: str) -> None:
         self.meant, self.render_size = meant, PICTURE
@@ -153,20 +154,19 @@ def with_own_light(tables: GgxTables, wanted: bool = True) -> Callable[[str, Sce
     return meant
 
 
-def plan(method: str, steps: int = STEPS, **options: object) -> optimisation.Plan:
-    """How an oracle is distilled: the method as it was published, w and rescaling as real models have them."""
-    chosen = replace(published(method), rescale=RESCALE, **options)
-    return plan_for(
-        SIZE, PICTURE, steps, guidance=method, guidance_scale=SCALE, options=chosen, views=PICTURES,
-        rescale=RESCALE, damping=0.1,
-    )  # fmt: skip
+def plan(method: str, steps: int, scale: float, **options: object) -> optimisation.Plan:
+    """How an oracle is distilled: the method as it was published, with w = `scale`."""
+    chosen = replace(published(method), **options)
+    return plan_for(SIZE, PICTURE, steps, guidance=method, guidance_scale=scale, options=chosen, views=PICTURES)
 
 
 def painted(
     model: Denoiser, chosen: optimisation.Plan, mesh: Mesh, tables: GgxTables
 ) -> tuple[Tensor, material.Texels]:
     """Stored values (7, S, S) as they would be written, row 0 at v = 0, after all steps."""
-    state, pool = optimisation.new_state(chosen, torch.device("cpu")), new_pool(mesh, chosen.render_size, chosen.seed)
+    state = optimisation.new_state(chosen, torch.device("cpu"))
+    mask, generator = torch.from_numpy(mesh.face_mask), torch.Generator().manual_seed(chosen.seed)
+    pool = views.new_pool(Triangles.of(mesh), mask, PICTURE, generator, staging=chosen.options.staging)
     optimisation.add_companion(state, chosen, model)
     while state.step < chosen.steps:
         optimisation.step(state, chosen, model, pool, tables)
@@ -178,7 +178,7 @@ def view_words(method: str, steps: int = STEPS, **options: object) -> dict[str, 
     """Of six places of a sphere, how many have their own colour, and by what margin at least (below 0: wrong)."""
     tables = ggx_tables.load()
     model = painter(by_view_words(tables), "pixels (IF)")
-    found, _ = painted(model, plan(method, steps, **options), sphere(48, 24), tables)
+    found, _ = painted(model, plan(method, steps, SCALE, rescale=RESCALE, **options), sphere(48, 24), tables)
     # Columns are azimuths from the front (-Y), rows heights from the lower pole.
     places = {"front view": ((-0.05, 0.05), (0.4, 0.6)), "back view": ((0.45, 0.55), (0.4, 0.6))}
     places |= {f"side view {side}": ((u - 0.05, u + 0.05), (0.4, 0.6)) for side, u in (("right", 0.25), ("left", 0.75))}
@@ -200,6 +200,6 @@ def baked_light(method: str, family: str, steps: int = STEPS, wanted: bool = Tru
     does not (`wanted`)."""
     tables, mesh = ggx_tables.load(), sphere(48, 24)
     model = painter(with_own_light(tables, wanted), family)
-    found, where = painted(model, plan(method, steps), mesh, tables)
+    found, where = painted(model, plan(method, steps, PLAIN_SCALE), mesh, tables)
     judged = material.coverage(where).flip(0)
     return share_of_light(Recovered(found, found, judged, where, 0.0), mesh)

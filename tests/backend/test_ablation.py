@@ -75,7 +75,8 @@ def test_the_table_marks_what_is_beyond_two_errors_and_says_on_which_side():
     names = [Named("default", "guidance"), Named("worse"), strong, Named("the same"), Named("mute"), Named("unmade")]
     text = table.document(told, names, 4)
     assert "16 of 20 runs" in text and "24 steps of 2 views" in text
-    lines = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
+    first = text.partition("## Beside")[0]
+    lines = {line.split(" | ")[0]: line for line in first.splitlines() if line.startswith("| ")}
     assert "1.31 (**+0.31 ± 0.01**)" in lines["| worse"]
     assert "1.00 (+0.00 ± 0.58)" in lines["| the same"]
     assert "- *metallic*: better better; worse worse." in text
