@@ -174,7 +174,7 @@ def _oracles(told: dict) -> str:
         "at least (distance to the next colour less that to their own, in display values). *baked light*: a model that "
         "wants one brown surface with one fixed light painted in: the deviation of the base colour that irradiance "
         "explains, as a share of its mean; in brackets with a model that paints under the lights it is given. Words at "
-        "w = 7.5 with the product's rescaling, light at w = 1; the copy that vsd trains is one Gaussian here. The families "
+        "w = 7.5 with the product's rescaling, light at w = 1; the copy that vsd trains is one Gaussian here. Families "
         "differ in their timesteps and in what the noise lives in; nothing of a real network is in these numbers.",
         "",
         f"| | view words | {' | '.join(f'baked light, {family}' for family in families)} |",

@@ -145,13 +145,14 @@ def test_it_can_be_asked_for_nothing_and_for_the_negative_prompt_and_has_no_view
     tiny.set_prompt("oak", "")
     assert isinstance(tiny, Worded)
     nothing = tiny.predict(noisy, time, scene).unconditional
-    assert torch.equal(words("nothing"), nothing) and torch.equal(words("negative"), nothing), "there is no negative one"
+    assert torch.equal(words("nothing"), nothing) and torch.equal(words("negative"), nothing), "there is none"
     tiny.set_prompt("oak", "brick")
     assert torch.equal(words("nothing"), nothing)
     assert torch.equal(words("negative"), tiny.predict(noisy, time, scene).unconditional)
     assert not torch.allclose(words("negative"), nothing, atol=1e-3)
+    sentence = "same from every side.*“built-in” knows no view words. Switch Perp-Neg off"
     for asked in (("front view", "front view"), ("nothing", "side view")):
-        with pytest.raises(ModelError, match="same from every side.*“built-in” knows no view words. Switch Perp-Neg off"):
+        with pytest.raises(ModelError, match=sentence):
             tiny.predict_words(noisy, time, scene, asked)
 
 
