@@ -63,8 +63,8 @@ def test_differences_are_paired_and_their_error_is_that_of_the_pairs():
 def test_the_table_marks_what_is_beyond_two_errors_and_says_on_which_side():
     places = [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     rows = [row("default", *place, 1.0) for place in places]
-    rows += [row("worse", *place, 1.3 + 0.01 * number) for number, place in enumerate(places)]
-    rows += [row("better", *place, 0.7 + 0.01 * number) for number, place in enumerate(places)]
+    rows += [row("worse", *place, 1.3 + 0.02 * number) for number, place in enumerate(places)]
+    rows += [row("better", *place, 0.7 + 0.02 * number) for number, place in enumerate(places)]
     rows += [row("the same", *place, 1.0 + (-1) ** number) for number, place in enumerate(places)]
     told = {
         "settings": {"steps": 24, "views": 2}, "rows": rows, "refused": {"mute": "It cannot."},
@@ -77,11 +77,11 @@ def test_the_table_marks_what_is_beyond_two_errors_and_says_on_which_side():
     assert "16 of 20 runs" in text and "24 steps of 2 views" in text
     first = text.partition("## Beside")[0]
     lines = {line.split(" | ")[0]: line for line in first.splitlines() if line.startswith("| ")}
-    assert "1.31 (**+0.31 ± 0.01**)" in lines["| worse"]
+    assert "1.33 (**+0.33 ± 0.01**)" in lines["| worse"]
     assert "1.00 (+0.00 ± 0.58)" in lines["| the same"]
     assert "- *metallic*: better better; worse worse." in text
     beside = text.split("## Beside *worse*")[1]
-    assert "0.71 (**-0.60 ± 0.00**)" in beside.split("## ")[0] and "the same" not in beside.split("## ")[0]
+    assert "0.73 (**-0.60 ± 0.00**)" in beside.split("## ")[0] and "the same" not in beside.split("## ")[0]
     assert "- *mute*: It cannot." in text and "unmade" not in text
     assert "| sds | 5 of 6, -0.10 | 0.50 (0.10) |" in text
     empty = {**told, "rows": [], "view_words": {}, "baked_light": {}}
