@@ -34,7 +34,7 @@ BPY_VERSIONS = ("3.11", "3.13")
 BPY_MB = 400  # what bpy and the tools weigh as a download
 MORE_BPY = {"4.2": "4.2.23", "5.0": "5.0.1"}  # for test --all-blenders, on Python 3.11
 SYSTEM_LIBRARIES = "libx11-6 libxrender1 libxfixes3 libxi6 libxkbcommon0 libsm6 libice6 libgl1 libegl1"
-NOT_PACKAGED = ("backend/prior/training", "backend/evaluate")  # what only developers run
+NOT_PACKAGED = ("backend/prior/training", "backend/evaluate", "backend/diffusion/drawn.py")  # only developers run it
 PACKAGED_SUFFIXES = (".py", ".json", ".safetensors", ".toml", ".txt", ".tsv", ".md")
 ROOT_MODULE = '''# SPDX-License-Identifier: GPL-3.0-or-later
 """Patina as an installed extension; made by build.py package."""

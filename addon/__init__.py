@@ -13,6 +13,8 @@ EXTENSION = __package__.rpartition(".")[0] or __package__
 _MODULES = (
     "limits",
     "variants",
+    "reference",
+    "world_light",
     "settings",
     "preferences",
     "session",
@@ -22,6 +24,7 @@ _MODULES = (
     "variant_operators",
     "panels",
     "variant_panels",
+    "reference_operators",
     "export_operators",
     "translations",
     "saving",

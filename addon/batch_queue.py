@@ -10,8 +10,8 @@ Knows no bpy: what is in the queue can be run wherever its folder is. Whoever is
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import glob
 import hashlib
 import json
 import os
@@ -25,6 +25,8 @@ from . import protocol, worker
 ITEM, STAMP, REPORT = "item.json", "patina-batch.json", "report.json"
 _TICK_S = 0.1
 _SILENT_GIVE_UP_S = 60.0
+_LOCKED_GIVE_UP_S = 180.0  # who was killed may leave a backend behind, which ends its step and saves
+_LOCKED_AGAIN_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Entry:
     seconds: float = 0.0
     fraction: float = 0.0
     warnings: list[str] = field(default_factory=list)
+    locked_since: float = 0.0  # time.monotonic(); 0: it was not
+    not_before: float = 0.0
 
 
 class BatchProblem(ValueError):
@@ -56,8 +60,10 @@ class BatchProblem(ValueError):
 
 
 def item_id(object_name: str, out: str, request: protocol.TextureRequest) -> str:
-    """The same for the same wish: what is done is known by it."""
-    wish = json.dumps([object_name, out, dataclasses.asdict(request)], sort_keys=True)
+    """The same for the same wish, also after an update that adds fields: what is done is known by it."""
+    usual = dataclasses.asdict(protocol.TextureRequest(prompt="-"))
+    unusual = {name: value for name, value in dataclasses.asdict(request).items() if value != usual[name]}
+    wish = json.dumps([object_name, out, unusual], sort_keys=True)
     plain = "".join(c if c.isalnum() and c.isascii() else "-" for c in object_name)[:40]
     return f"{plain}-{hashlib.sha256(wish.encode()).hexdigest()[:10]}"
 
@@ -94,17 +100,22 @@ def items(batch: Path) -> list[Item]:
 def is_done(batch: Path, item: Item) -> bool:
     """Its maps are where they belong, made by this very wish."""
     out = output_of(batch, item)
-    try:
-        stamp = json.loads((out / STAMP).read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return stamp == {"id": item.id} and all((out / f"{name}.png").is_file() for name in protocol.MAP_NAMES)
+    return _stamp(out) == {"id": item.id} and all((out / f"{name}.png").is_file() for name in protocol.MAP_NAMES)
 
 
 def is_in_the_way(batch: Path, item: Item) -> bool:
-    """Maps of another origin lie where this item's belong."""
+    """Maps of another origin lie where this item's belong; some of its own may, if it was killed as it put them."""
     out = output_of(batch, item)
-    return not is_done(batch, item) and any((out / f"{name}.png").exists() for name in protocol.MAP_NAMES)
+    return _stamp(out).get("id") != item.id and any((out / f"{name}.png").exists() for name in protocol.MAP_NAMES)
+
+
+def _stamp(out: Path) -> dict:
+    """Whose maps lie there; {"id": ...} alone if all of them do."""
+    try:
+        stamp = json.loads((out / STAMP).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
 
 
 @dataclass
@@ -142,8 +153,10 @@ def run(
         waiting = [entry for entry in entries if entry.state == "waiting"]
         while waiting or any(lane.entry is not None for lane in working):
             for lane in working:
-                if lane.entry is None and waiting:
-                    _begin(batch, lane, waiting.pop(0), start, force, tell)
+                ready = next((entry for entry in waiting if entry.not_before <= time.monotonic()), None)
+                if lane.entry is None and ready is not None:
+                    waiting.remove(ready)
+                    _begin(batch, lane, ready, start, force, tell)
                 elif lane.entry is not None:
                     _go_on(batch, lane, waiting, retries, tell)
                 if lane.entry is None:
@@ -235,7 +248,16 @@ def _go_on(batch: Path, lane: _Lane, waiting: list[Entry], retries: int, tell) -
         tell(f"{item.object_name}, {item.prompt!r}: done in {entry.seconds:.0f} s, {output_of(batch, item)}")
         return
     sentence = getattr(ending, "message", "It was stopped.")
-    if entry.attempts <= retries and getattr(ending, "kind", "internal") in ("internal", "out_of_memory", "locked"):
+    now = time.monotonic()
+    if getattr(ending, "kind", "") == "locked":
+        if not entry.locked_since:
+            tell(f"{item.object_name}, {item.prompt!r}: {sentence} It is waited for.")
+            entry.locked_since = now
+        if now - entry.locked_since < _LOCKED_GIVE_UP_S:
+            entry.state, entry.not_before, entry.attempts = "waiting", now + _LOCKED_AGAIN_S, entry.attempts - 1
+            waiting.append(entry)
+            return
+    if entry.attempts <= retries and getattr(ending, "kind", "internal") in ("internal", "out_of_memory"):
         entry.state = "waiting"
         waiting.append(entry)  # behind all others: what hindered it may be gone by then
         tell(f"{item.object_name}, {item.prompt!r}: {sentence} It will be tried again.")
@@ -244,16 +266,22 @@ def _go_on(batch: Path, lane: _Lane, waiting: list[Entry], retries: int, tell) -
 
 
 def _take(batch: Path, item: Item, done: protocol.Done) -> None:
-    """Put the maps where they belong; the stamp comes last. Raises OSError."""
+    """Put the maps where they belong; first the stamp says whose they are, at last that they are whole. OSError."""
     folder, out = folder_of(batch, item), output_of(batch, item)
-    with contextlib.suppress(FileNotFoundError):
-        (out / STAMP).unlink()
-    for name, relative in done.maps.items():
-        protocol.write_beside(out / f"{name}.png", (folder.path / relative).read_bytes())
-    for source in (folder.report, folder.picture, folder.path / "uvs.npy"):
-        if source.is_file():
-            protocol.write_beside(out / source.name, source.read_bytes())
-    protocol.write_beside(out / STAMP, json.dumps({"id": item.id}).encode())
+    sources = {f"{name}.png": folder.path / relative for name, relative in done.maps.items()}
+    extra = (folder.report, folder.picture, folder.path / "uvs.npy")
+    sources |= {source.name: source for source in extra if source.is_file()}
+    _write(out, STAMP, json.dumps({"id": item.id, "partly": True}).encode())
+    for name, source in sources.items():
+        _write(out, name, source.read_bytes())
+    _write(out, STAMP, json.dumps({"id": item.id}).encode())
+
+
+def _write(folder: Path, name: str, content: bytes) -> None:
+    """Put a file there, and remove what one who was killed while writing it has left. Raises OSError."""
+    for left in folder.glob(f".{glob.escape(name)}.*.part"):
+        left.unlink(missing_ok=True)
+    protocol.write_beside(folder / name, content)
 
 
 def _fail(entry: Entry, sentence: str, tell) -> None:

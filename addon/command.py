@@ -70,7 +70,7 @@ def run_one(obj: bpy.types.Object, running: jobs.Session, output: Path | None) -
         print(f"Patina: warning: {warning}", flush=True)
     if shown.level == status.INFO and not shown.message.startswith("Cancelled"):
         return ""
-    generate.take_back(running, obj)
+    generate.take_back(running)
     return status.sentence(shown)
 
 

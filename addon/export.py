@@ -19,12 +19,13 @@ from . import images, png, protocol
 @dataclass(frozen=True)
 class Texture:
     """One file of a template. `channels`: for each channel a map's name with the index of its channel, "1" (white),
-    or "~" before a map's name for its opposite (smoothness of roughness)."""
+    or "~" before a map's name for its opposite (smoothness of roughness). An extra map that was not made is white."""
 
     suffix: str
     channels: tuple[str, ...]
     is_color: bool = False
     is_normal: bool = False
+    only_with: str = ""  # an extra map without which there is no such file
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Template:
 
 _COLOR = ("base_color.0", "base_color.1", "base_color.2")
 _NORMAL = ("normal.0", "normal.1", "normal.2")
-_ORM = ("1", "roughness.0", "metallic.0")
+_ORM = ("ambient_occlusion.0", "roughness.0", "metallic.0")
 TEMPLATES = {
     "SEPARATE": Template(
         "",
@@ -45,6 +46,8 @@ TEMPLATES = {
             Texture("metallic", ("metallic.0",)),
             Texture("roughness", ("roughness.0",)),
             Texture("normal", _NORMAL, is_normal=True),
+            Texture("ambient_occlusion", ("ambient_occlusion.0",), only_with="ambient_occlusion"),
+            Texture("height", ("height.0",), only_with="height"),
         ),
     ),
     "GLTF": Template(
@@ -53,6 +56,7 @@ TEMPLATES = {
             Texture("baseColor", _COLOR, is_color=True),
             Texture("occlusionRoughnessMetallic", _ORM),
             Texture("normal", _NORMAL, is_normal=True),
+            Texture("height", ("height.0",), only_with="height"),
         ),
     ),
     "UNREAL": Template(
@@ -61,6 +65,7 @@ TEMPLATES = {
             Texture("BC", _COLOR, is_color=True),
             Texture("ORM", _ORM),
             Texture("N", _NORMAL, is_normal=True),
+            Texture("H", ("height.0",), only_with="height"),
         ),
         directx=True,
     ),
@@ -70,6 +75,8 @@ TEMPLATES = {
             Texture("AlbedoTransparency", (*_COLOR, "1"), is_color=True),
             Texture("MetallicSmoothness", ("metallic.0", "metallic.0", "metallic.0", "~roughness.0")),
             Texture("Normal", _NORMAL, is_normal=True),
+            Texture("Occlusion", ("ambient_occlusion.0",), only_with="ambient_occlusion"),
+            Texture("Height", ("height.0",), only_with="height"),
         ),
     ),
 }
@@ -79,12 +86,19 @@ class ExportProblem(ValueError):
     """Nothing was written; the text is a sentence for a person."""
 
 
-def maps_of(run: str) -> dict[str, np.ndarray]:
-    """The maps as the open file shows them: (H, W, C) in 0..1 as stored. Raises ExportProblem, RuntimeError."""
+def maps_of(run: str, folder: Path) -> dict[str, np.ndarray]:
+    """The maps as the open file shows them, and the extra maps in `folder`: (H, W, C) in 0..1 as stored.
+
+    Raises ExportProblem, RuntimeError."""
     found = images.find(run)
     if len(found) < len(protocol.MAP_NAMES):
         raise ExportProblem("The maps are not in this file any more. Show the variant first.")
-    return {name: images.texels(found[name]) for name in protocol.MAP_NAMES}
+    maps = {name: images.texels(found[name]) for name in protocol.MAP_NAMES}
+    for name in protocol.EXTRA_MAPS:
+        if images.map_file(folder, name).is_file():
+            values = images.read_data(images.map_file(folder, name))
+            maps[name] = images.resized(values[..., :1], *maps["base_color"].shape[:2])
+    return maps
 
 
 def write(
@@ -103,17 +117,20 @@ def write(
     """
     kind = TEMPLATES[template]
     ending = "exr" if file_format == "OPEN_EXR" else "png"
-    paths = [folder / f"{kind.prefix}{name}_{texture.suffix}.{ending}" for texture in kind.textures]
+    textures = [texture for texture in kind.textures if not texture.only_with or texture.only_with in maps]
+    paths = [folder / f"{kind.prefix}{name}_{texture.suffix}.{ending}" for texture in textures]
     there = [path.name for path in paths if path.exists()]
     if there and not overwrite:
         raise ExportProblem(f"{there[0]} exists in {folder}. Choose another folder, or allow Overwrite.")
     folder.mkdir(parents=True, exist_ok=True)
-    for texture, path in zip(kind.textures, paths, strict=True):
+    for texture, path in zip(textures, paths, strict=True):
         values = packed(texture, maps, directx)
         if ending == "exr":
             _write_exr(path, linear(values) if texture.is_color else values)
         else:
-            protocol.write_beside(path, png.encode(png.quantised(values, bits)))
+            # Eight bits are steps that a displaced surface shows.
+            depth = 16 if texture.only_with == "height" else bits
+            protocol.write_beside(path, png.encode(png.quantised(values, depth)))
     return paths
 
 
@@ -126,6 +143,9 @@ def packed(texture: Texture, maps: dict[str, np.ndarray], directx: bool) -> np.n
             channels.append(np.ones(size, np.float32))
             continue
         name, index = wanted.lstrip("~").split(".")
+        if name not in maps and name in protocol.EXTRA_MAPS:
+            channels.append(np.ones(size, np.float32))
+            continue
         values = maps[name][..., int(index)]
         channels.append(1 - values if wanted.startswith("~") else values)
     if texture.is_normal and directx:

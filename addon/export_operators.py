@@ -8,11 +8,11 @@ from pathlib import Path
 import bpy
 from bpy.props import BoolProperty, EnumProperty, PointerProperty, StringProperty
 
-from . import export, generate, session, variants
+from . import bake_uvs, export, generate, session, variants
 from .drawing import Sidebar
 from .operators import failed
 
-_PROBLEMS = (export.ExportProblem, *generate.PROBLEMS)
+_PROBLEMS = (export.ExportProblem, bake_uvs.BakeProblem, *generate.PROBLEMS)
 
 
 class PATINA_PG_export(bpy.types.PropertyGroup):
@@ -76,7 +76,7 @@ class PATINA_OT_export_maps(_OfTheVariant, bpy.types.Operator):
             paths = export.write(
                 folder,
                 bpy.path.clean_name(obj.name),
-                export.maps_of(variant.run),
+                export.maps_of(variant.run, variants.folder_of(variant)),
                 how.template,
                 directx,
                 16 if how.file_format == "PNG16" else 8,
@@ -120,6 +120,38 @@ class PATINA_OT_mark_asset(_OfTheVariant, bpy.types.Operator):
         return {"FINISHED"}
 
 
+class PATINA_OT_bake_to_uvs(_OfTheVariant, bpy.types.Operator):
+    """Put the maps of the shown variant into this UV layer, as a variant of its own; no UV layer changes"""
+
+    bl_idname = "patina.bake_to_uvs"
+    bl_label = "Bake to Existing UVs"
+    bl_options = {"UNDO"}
+    layer: StringProperty(options={"SKIP_SAVE", "HIDDEN"})
+
+    @classmethod
+    def poll(cls, context):
+        if not super().poll(context):
+            return False
+        if not bake_uvs.layers(context.object, variants.current(context.object)):
+            cls.poll_message_set("This object has no other UV layer")
+            return False
+        return True
+
+    def execute(self, context):
+        obj, running = context.object, session.current()
+        variant = variants.current(obj)
+        try:
+            if variant.run in running.busy_runs():
+                raise bake_uvs.BakeProblem("This variant is being made. Wait for it or cancel it.")
+            told = bake_uvs.bake(context, obj, variant, self.layer or bake_uvs.layers(obj, variant)[0])
+        except _PROBLEMS as error:
+            return failed(self, running, str(error))
+        if told:
+            self.report({"WARNING"}, told)
+        running.look_around()
+        return {"FINISHED"}
+
+
 class PATINA_PT_export(Sidebar, bpy.types.Panel):
     bl_idname = "PATINA_PT_export"
     bl_parent_id = "PATINA_PT_main"
@@ -144,6 +176,17 @@ class PATINA_PT_export(Sidebar, bpy.types.Panel):
         row = column.row(align=True)
         row.operator("patina.export_glb")
         row.operator("patina.mark_asset", icon="ASSET_MANAGER")
+        _draw_layers(layout, context.object)
+
+
+def _draw_layers(layout, obj) -> None:
+    """Other UV layers that the maps could be put into."""
+    others = bake_uvs.layers(obj, variants.current(obj))[:4]
+    if others:
+        column = layout.column(align=True)
+        column.label(text="Bake to Existing UVs")
+        for layer in others:
+            column.operator("patina.bake_to_uvs", text=layer, translate=False, icon="UV").layer = layer
 
 
 def _folder(how: PATINA_PG_export, variant) -> Path:
@@ -155,7 +198,14 @@ def _folder(how: PATINA_PG_export, variant) -> Path:
     return Path(bpy.path.abspath(how.folder))
 
 
-_CLASSES = (PATINA_PG_export, PATINA_OT_export_maps, PATINA_OT_export_glb, PATINA_OT_mark_asset, PATINA_PT_export)
+_CLASSES = (
+    PATINA_PG_export,
+    PATINA_OT_export_maps,
+    PATINA_OT_export_glb,
+    PATINA_OT_mark_asset,
+    PATINA_OT_bake_to_uvs,
+    PATINA_PT_export,
+)
 
 
 def register() -> None:

@@ -26,10 +26,12 @@ from . import (
     placing,
     preferences,
     protocol,
+    reference,
     refine,
     settings,
     unwrap,
     variants,
+    world_light,
 )
 from .mesh_io import MeshProblem
 from .placing import Place
@@ -39,6 +41,8 @@ PROBLEMS = (
     MeshProblem,
     limits.LimitsProblem,
     variants.VariantProblem,
+    reference.ReferenceProblem,
+    world_light.LightProblem,
     protocol.ProtocolError,
     OSError,
     RuntimeError,
@@ -74,7 +78,7 @@ def begin(
     reason = mesh_io.refusal(obj)
     if reason:
         raise MeshProblem(f"{reason}.")
-    _require_backend()
+    require_backend()
     if seed is not None:
         obj.patina.seed = obj.patina.rolled_seed = seed
     elif not bpy.app.background:  # headless, the stored seed counts: a script gives the same result twice
@@ -86,7 +90,7 @@ def begin(
         slot = obj.active_material_index
     if origin is not None:
         slot = None if origin.slot < 0 else origin.slot
-    run = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    run = new_run()
     interrupted.thin(preferences.data_folder() / "jobs")
     folder = protocol.JobFolder(preferences.data_folder() / "jobs" / run)
     folder.path.mkdir(parents=True)
@@ -94,6 +98,8 @@ def begin(
         uv_layer, own_uvs, arrays, note = geometry(context, obj, slot, folder, undo, limited=bool(start))
         if start:
             request = refine.prepare(obj, origin, folder, uv_layer, request)
+        request = reference.prepare(obj, folder, arrays["positions"], request)
+        request = world_light.prepare(context.scene, folder, request)
         mesh_io.write(folder.mesh, arrays)
         folder.write_request(request)
         output = output or images.new_folder(output_root(), obj.name)
@@ -116,14 +122,41 @@ def begin(
         if start:  # what it begins from, until there is something to see
             for name in protocol.MAP_NAMES:
                 images.replace_file(folder.start / f"{name}.png", images.map_file(output, name))
-        placing.put(place, obj, output, show)
-        undo.callback(variants.forget, obj, run)
-        undo.callback(_put_back, place, obj)
-        interrupted.note(place, folder, output)
-        session.begin(jobs.Job(place, folder, output))
-        if session.job is not None and session.job.place.run == run:
-            session.status.warnings = note
+        hand_over(session, place, obj, folder, output, show, note, undo)
         undo.pop_all()
+
+
+def hand_over(
+    session: jobs.Session,
+    place: Place,
+    obj: bpy.types.Object,
+    folder: protocol.JobFolder,
+    output: Path,
+    show: bool,
+    note: str,
+    undo: contextlib.ExitStack,
+) -> None:
+    """Put the run's material on its objects and the job, whose folder is complete, into the queue."""
+    placing.put(place, obj, output, show)
+    undo.callback(_take_off, place)
+    interrupted.note(place, folder, output)
+    session.begin(jobs.Job(place, folder, output))
+    if session.job is not None and session.job.place.run == place.run:
+        session.status.warnings = note
+
+
+def _take_off(place: Place) -> None:
+    """What was on a run's objects before it; they know nothing of it any more."""
+    for each in placing.all_places(place):
+        obj = placing.find_object(each)
+        if obj is not None:
+            _put_back(each, obj)
+            variants.forget(obj, each.run)
+
+
+def new_run() -> str:
+    """A name no other run has."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def _put_back(place: Place, obj: bpy.types.Object) -> None:
@@ -165,18 +198,14 @@ def forget_waiting(session: jobs.Session) -> None:
     """Take the queue apart, and what was made on the objects for it."""
     for job in session.drop_waiting():
         obj = placing.find_object(job.place)
-        if obj is not None:
-            _put_back(job.place, obj)
-            made = variants.find(obj, job.place.run)
-            if made is not None and made.material is not None:
-                bpy.data.materials.remove(made.material)
-            variants.forget(obj, job.place.run)
+        kept = variants.find(obj, job.place.run) if obj is not None else None
+        made = kept.material if kept is not None else None
+        _take_off(job.place)
+        if made is not None:
+            bpy.data.materials.remove(made)
         for image in list(images.find(job.place.run).values()):
             bpy.data.images.remove(image)
-        for name in (*(f"{name}.png" for name in protocol.MAP_NAMES), variants.UVS):
-            (job.output / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            job.output.rmdir()
+        _remove_start_files(job.output)
 
 
 def object_of(left: interrupted.Left) -> bpy.types.Object | None:
@@ -195,7 +224,7 @@ def take_up(session: jobs.Session, left: interrupted.Left) -> None:
     if obj is None:
         where = f" in {left.place.blend_file}" if left.place.blend_file else ""
         raise MeshProblem(f"This run belongs to {left.place.object_name}{where}. Open that file first.")
-    _require_backend()
+    require_backend()
     place = dataclasses.replace(left.place, object_uid=obj.session_uid, object_name=obj.name)
     left.output.mkdir(parents=True, exist_ok=True)
     if left.ending == "done":
@@ -213,18 +242,22 @@ def take_up(session: jobs.Session, left: interrupted.Left) -> None:
         session.begin(jobs.Job(place, left.folder, left.output))
 
 
-def take_back(session: jobs.Session, obj: bpy.types.Object) -> None:
+def take_back(session: jobs.Session) -> None:
     """After a headless run that failed: the old material again, and no start files where the maps should be."""
     job = session.ended
     if job is None or not isinstance(job.outcome, protocol.Failed):
         return
-    _put_back(job.place, obj)
-    variants.forget(obj, job.place.run)
+    _take_off(job.place)
     if not job.shown:
-        for name in (*(f"{name}.png" for name in protocol.MAP_NAMES), variants.UVS):
-            (job.output / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not empty: it was there before
-            job.output.rmdir()
+        _remove_start_files(job.output)
+
+
+def _remove_start_files(output: Path) -> None:
+    of_members = [file.name for file in output.glob(variants.MEMBER_UVS.format(number="*"))]
+    for name in (*(f"{name}.png" for name in protocol.MAP_NAMES), variants.UVS, *of_members):
+        (output / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty: it was there before
+        output.rmdir()
 
 
 def output_root() -> Path:
@@ -238,7 +271,7 @@ def unsaved_root() -> Path:
     return preferences.data_folder() / "unsaved"
 
 
-def _require_backend() -> None:
+def require_backend() -> None:
     """The backend is installed, or may be downloaded. Raises SettingsProblem."""
     ready = environment.environment_ready(preferences.data_folder() / "backend-env")
     if ready or bpy.app.online_access or preferences.wheels() is not None:
@@ -267,7 +300,7 @@ def geometry(
             return uv_layer, None, mesh_io.read(obj, shown, uv_layer, slot, limited), note
     uvs = unwrap.unwrap(context, obj)
     uv_layer = unwrap.add_layer(obj.data, uvs)
-    undo.callback(_remove_layer, obj.data, uv_layer)
+    undo.callback(remove_layer, obj.data, uv_layer)
     own_uvs = folder.path / "uvs.npy"
     np.save(own_uvs, uvs, allow_pickle=False)
     with mesh_io.evaluated(context, obj) as shown:
@@ -282,7 +315,7 @@ def geometry(
     return uv_layer, own_uvs, arrays, f"New UV layer {uv_layer}, because {note}."
 
 
-def _remove_layer(mesh: bpy.types.Mesh, name: str) -> None:
+def remove_layer(mesh: bpy.types.Mesh, name: str) -> None:
     layer = mesh.uv_layers.get(name)
     if layer is not None:
         mesh.uv_layers.remove(layer)

@@ -85,8 +85,54 @@ def texels(image: bpy.types.Image) -> np.ndarray:
     image.pixels.foreach_get(values)
     values = values.reshape(height, width, image.channels)[::-1]
     if image.is_float and not image.colorspace_settings.is_data:  # Blender decodes those when it reads them
-        values = np.where(values <= 0.0031308, values * 12.92, 1.055 * np.clip(values, 0, None) ** (1 / 2.4) - 0.055)
+        values = display(values)
     return values[..., :1] if image.get(MAP_KEY) in ("metallic", "roughness") else values[..., :3]
+
+
+def read_data(file: Path) -> np.ndarray:
+    """A picture file as (H, W, C) values in 0..1 as stored, row 0 at the top. Raises RuntimeError."""
+    image = bpy.data.images.load(str(file), check_existing=False)
+    try:
+        image.colorspace_settings.is_data = True
+        width, height = image.size
+        if not width or not height:
+            raise RuntimeError(f"The image {file} cannot be read.")
+        values = np.empty(width * height * image.channels, np.float32)
+        image.pixels.foreach_get(values)
+        return values.reshape(height, width, image.channels)[::-1]
+    finally:
+        bpy.data.images.remove(image)
+
+
+def resized(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W, C) at another size, bilinear; itself where it has it."""
+    if values.shape[:2] == (height, width):
+        return values
+    down, across = np.mgrid[0:height, 0:width]
+    place = (across + 0.5) * values.shape[1] / width - 0.5, (down + 0.5) * values.shape[0] / height - 0.5
+    return bilinear(values, *place)
+
+
+def display(linear: np.ndarray) -> np.ndarray:
+    """Linear values as a display shows them (sRGB)."""
+    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * np.clip(linear, 0, None) ** (1 / 2.4) - 0.055)
+
+
+def bilinear(pixels: np.ndarray, across: np.ndarray, down: np.ndarray, wrap: bool = False) -> np.ndarray:
+    """`pixels` (H, W, C) at places (...,) counted in pixels from the middle of the first; the border goes on, or the
+    picture repeats if `wrap`."""
+    height, width, _ = pixels.shape
+    left, top = np.floor(across).astype(np.int64), np.floor(down).astype(np.int64)
+    to_right, to_bottom = (across - left)[..., None], (down - top)[..., None]
+
+    def at(row: np.ndarray, column: np.ndarray) -> np.ndarray:
+        if wrap:
+            return pixels[row % height, column % width]
+        return pixels[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)]
+
+    above = at(top, left) * (1 - to_right) + at(top, left + 1) * to_right
+    below = at(top + 1, left) * (1 - to_right) + at(top + 1, left + 1) * to_right
+    return above * (1 - to_bottom) + below * to_bottom
 
 
 def replace_file(source: Path, target: Path) -> None:

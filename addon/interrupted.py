@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import images, protocol
-from .placing import Place
+from .placing import Member, Place
 
 PLACE = "place.json"
 _LOOKED_AT = 60  # of the newest job folders
@@ -39,6 +39,7 @@ def note(place: Place, folder: protocol.JobFolder, output: Path) -> None:
     """Write down where the result of a job belongs. Raises OSError."""
     fields = {f.name: getattr(place, f.name) for f in dataclasses.fields(Place) if f.name != "request"}
     fields["own_uvs"] = str(place.own_uvs) if place.own_uvs else None
+    fields["others"] = [{**vars(member), "own_uvs": str(member.own_uvs or "")} for member in place.others]
     stored = {**fields, "output": str(output)}
     protocol.write_beside(folder.path / PLACE, json.dumps(stored, indent=1).encode())
 
@@ -59,9 +60,9 @@ def discard(left: Left) -> None:
 
 def took(folder: protocol.JobFolder) -> None:
     """The result of a job is where it belongs: what only the run needed can go."""
-    for path in (folder.previews, folder.maps, folder.start):
+    for path in (folder.previews, folder.maps, folder.start, folder.lights):
         shutil.rmtree(path, ignore_errors=True)
-    for path in (folder.checkpoint, folder.path / PLACE):
+    for path in (folder.checkpoint, folder.reference, folder.path / PLACE):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 
@@ -86,13 +87,16 @@ def _look(path: Path) -> Left | None:
         output = Path(stored.pop("output"))
         own_uvs = stored.pop("own_uvs")
         stored["object_uid"] = -1  # of another session
-        place = Place(**stored, own_uvs=Path(own_uvs) if own_uvs else None, request=folder.read_request())
+        others = [{**member, "object_uid": -1} for member in stored.pop("others", ())]
+        others = tuple(Member(**{**m, "own_uvs": Path(m["own_uvs"]) if m["own_uvs"] else None}) for m in others)
+        own_uvs = Path(own_uvs) if own_uvs else None
+        place = Place(**stored, own_uvs=own_uvs, others=others, request=folder.read_request())
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # not a job of this kind, or taken already
-    if _runs_elsewhere(folder):
-        return None
     ending, fraction = _last_words(folder)
-    if ending is None:
+    if ending is None:  # with its last word written a backend may still hold the lock for a moment
+        if _runs_elsewhere(folder):
+            return None
         return Left(place, folder, output, "interrupted", fraction)
     if isinstance(ending, protocol.Done):
         return Left(place, folder, output, "done", 1.0)
@@ -136,6 +140,7 @@ def show_what_is_done(left: Left) -> None:
     """Copy the maps of a finished job to where they belong. Raises OSError."""
     for name in protocol.MAP_NAMES:
         images.replace_file(left.folder.maps / f"{name}.png", images.map_file(left.output, name))
-    for source in (left.folder.picture, left.folder.report):
+    extras = [left.folder.maps / f"{name}.png" for name in protocol.EXTRA_MAPS]
+    for source in (left.folder.picture, left.folder.report, *extras):
         if source.is_file():
             images.replace_file(source, left.output / source.name)

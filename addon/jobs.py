@@ -12,23 +12,24 @@ import json
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import (
     environment,
     images,
     interrupted,
+    outcome,
     pictures,
     placing,
     preferences,
     protocol,
+    showing,
     status,
     tasks,
     variants,
     worker,
 )
-from .placing import Place
+from .one_job import Job, inside, map_files
 from .rendering import blender_is_rendering as _blender_is_rendering
 
 TICK_S = 0.1
@@ -38,26 +39,6 @@ _EVENT_GIVE_UP_S = 900.0  # signs of life, but nothing happens
 _END_GIVE_UP_S = 12.0  # asked to end, terminated, killed: longer than `worker` takes for that
 _BYTES_A_TICK = 1 << 16  # of events: a flood takes several ticks, none of them long
 _MOST_WARNINGS = 12
-
-
-@dataclass
-class Job:
-    """One run from Generate to its end."""
-
-    place: Place
-    folder: protocol.JobFolder
-    output: Path
-    attempt: protocol.AttemptFolder | None = None
-    offset: int = 0  # read so far in events.jsonl
-    pending: dict[str, Path] = field(default_factory=dict)  # map files to show, one a tick
-    picture: Path | None = None  # of the object, to show with them
-    outcome: protocol.Event | None = None  # the terminal event, once there is one
-    giving_up: protocol.Failed | None = None  # the process is being ended for this reason
-    cancelling: bool = False
-    pausing: bool = False
-    last_event: float = field(default_factory=time.monotonic)
-    report: Path | None = None
-    shown: bool = False  # at least one map of the backend has reached `output`
 
 
 class Session:
@@ -180,7 +161,8 @@ class Session:
                 self._read_events(job)
                 self._watch_process(job)
             if not _blender_is_rendering():
-                self._show_one(job)
+                note = showing.show_one(job, self.pictures)
+                self.status.note = self.status.note if note is None else note
                 if job.outcome is not None and not job.pending:
                     self._finish(job)
         except OSError as error:  # a full disk, a folder taken away: the maps stay in the job folder
@@ -265,16 +247,17 @@ class Session:
             shown.fraction = min(max(event.fraction, 0.0), 1.0)
             shown.seconds_left = -1.0 if event.seconds_left is None else event.seconds_left
         elif isinstance(event, protocol.Preview):
-            job.pending = _map_files(job, event.maps)
+            job.pending, _ = map_files(job, event.maps)
             job.picture = job.folder.preview_picture(event.number)
         elif isinstance(event, protocol.Warning):
             lines = [*shown.warnings.splitlines(), " ".join(event.message.split())]
             shown.warnings = "\n".join(dict.fromkeys(lines[:_MOST_WARNINGS]))
         elif isinstance(event, protocol.TERMINAL_EVENTS):
             if isinstance(event, protocol.Done | protocol.Cancelled) and event.maps:
-                job.pending, job.picture = _map_files(job, event.maps), job.folder.picture
+                job.pending, job.extras = map_files(job, event.maps)
+                job.picture = job.folder.picture
             if isinstance(event, protocol.Done):
-                job.report = _inside(job, event.report)
+                job.report = inside(job, event.report)
             job.outcome = event
 
     def _watch_process(self, job: Job) -> None:
@@ -330,81 +313,41 @@ class Session:
             self.status.log = str(self._worker.log)
             job.outcome, job.giving_up = job.giving_up, None
 
-    # --- showing ---
+    # --- the end ---
 
-    def _show_one(self, job: Job) -> None:
-        if not job.pending:
-            return
-        name = next(iter(job.pending))
-        source = job.pending.pop(name)
-        target = images.map_file(job.output, name)
-        try:
-            images.replace_file(source, target)
-        except FileNotFoundError:
-            if job.outcome is None:
-                return  # a newer preview has replaced it
-            raise
-        job.shown = True
-        attached = placing.attached_images(job.place)
-        if attached:
-            images.show(attached[name], target)
-            self.status.note = ""
-        elif job.outcome is None:
-            self.status.note = "Its material was undone, removed or painted on. The run goes on; Apply brings it back."
-        if not job.pending:
-            self._show_picture(job)
-
-    def _show_picture(self, job: Job) -> None:
-        if job.picture is None or not job.picture.is_file():
-            return
-        target = job.output / variants.PICTURE
-        try:
-            images.replace_file(job.picture, target)
-        except FileNotFoundError:
-            return  # a newer one has replaced it
-        job.picture = None
-        self.pictures.read(job.place.run, target)
-        self.pictures.latest = job.place.run
-
-    def _finish(self, job: Job, outcome: protocol.Event | None = None) -> None:
-        outcome = outcome or job.outcome
-        old = self.status
-        shown = self.status = status.Status(
-            object_name=job.place.object_name, warnings=old.warnings, log=old.log, step=old.step, run=job.place.run
-        )
-        attached = bool(placing.attached_images(job.place))
-        if isinstance(outcome, protocol.Done):
-            if job.report is not None and job.report.is_file():
-                images.replace_file(job.report, job.output / variants.REPORT)
-            interrupted.took(job.folder)
-            shown.message = "The maps are done."
-            if not attached:
-                shown.message = "The maps are done, but the material was undone or removed."
-                shown.hint = f"Press Apply, or take them from {job.output}"
-        elif isinstance(outcome, protocol.Cancelled):
-            shown.message = "Cancelled. What was made so far stays until the next run."
-        elif isinstance(outcome, protocol.Paused):
-            shown.message = f"Paused at {old.fraction:.0%}. Its memory is free again."
-            shown.hint = "It can be resumed at any time, also after Blender was closed."
+    def _finish(self, job: Job, ending: protocol.Event | None = None) -> None:
+        ending = ending or job.outcome
+        old, attached = self.status, bool(placing.attached_images(job.place))
+        if isinstance(ending, protocol.Done):
+            self._take_files(job)
+        elif isinstance(ending, protocol.Paused):
             self.end_worker()
-        else:
-            if job.attempt is None:  # the backend cannot be started: neither for those that wait
-                self.drop_waiting()
-            shown.level, shown.message, shown.hint = status.ERROR, outcome.message, outcome.hint
-            if outcome.kind == "out_of_memory":
-                shown.fix = "smaller"
-            elif job.attempt is None or "Repair the backend" in outcome.hint:
-                shown.fix = "repair"
+        elif isinstance(ending, protocol.Failed) and job.attempt is None:
+            self.drop_waiting()  # the backend cannot be started: neither for those that wait
+        told = outcome.words(ending, attached, job.output, old.fraction, job.attempt is not None)
+        shown = self.status = status.Status(
+            object_name=job.place.object_name, warnings=old.warnings, log=old.log, step=old.step, run=job.place.run,
+            message=told.message, hint=told.hint, level=status.ERROR if told.is_error else status.INFO, fix=told.fix,
+        )  # fmt: skip
         if not attached and job.shown:
             self.result, shown.waiting_result = job, job.place.object_name
-        job.outcome = outcome
-        if isinstance(outcome, protocol.Cancelled | protocol.Failed):
+        job.outcome = ending
+        if isinstance(ending, protocol.Cancelled | protocol.Failed):
             (job.folder.path / interrupted.PLACE).unlink(missing_ok=True)
         self.job, self.ended = None, job
         status.publish(shown)
-        if self.waiting and not isinstance(outcome, protocol.Paused):
+        if self.waiting and not isinstance(ending, protocol.Paused):
             self.begin(self.waiting.pop(0))
         self.look_around()
+
+    @staticmethod
+    def _take_files(job: Job) -> None:
+        """What a finished run has made beside the maps that are shown."""
+        if job.report is not None and job.report.is_file():
+            images.replace_file(job.report, job.output / variants.REPORT)
+        for name, path in job.extras.items():
+            images.replace_file(path, images.map_file(job.output, name))
+        interrupted.took(job.folder)
 
 
 _KEPT = "Free some space or choose another folder. What was made so far is kept in the job folder."
@@ -412,22 +355,6 @@ _KEPT = "Free some space or choose another folder. What was made so far is kept 
 
 def _words(error: OSError) -> str:
     return f"{error.strerror or error} ({error.filename})" if error.filename else str(error.strerror or error)
-
-
-def _inside(job: Job, relative: str) -> Path:
-    """A path that the backend named; it may name files of its job only. Raises ProtocolError."""
-    root = job.folder.path.resolve()
-    path = (root / relative).resolve()
-    if not path.is_relative_to(root):
-        raise protocol.ProtocolError(f"the path {relative!r} leads out of the job folder")
-    return path
-
-
-def _map_files(job: Job, maps: dict[str, str]) -> dict[str, Path]:
-    unknown = maps.keys() - set(protocol.MAP_NAMES)
-    if unknown:
-        raise protocol.ProtocolError(f"the map {sorted(unknown)[0]!r} is unknown")
-    return {name: _inside(job, maps[name]) for name in protocol.MAP_NAMES if name in maps}
 
 
 def new_build() -> environment.EnvironmentBuild:

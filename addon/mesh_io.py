@@ -63,13 +63,13 @@ def choose_uv_layer(obj: bpy.types.Object, shown: bpy.types.Mesh, slot: int | No
     layers = [layer for layer in layers if layer.active_render or layer.name.startswith("Patina")]
     reasons = []
     for layer in layers:
-        report = uv_check.usability(*_uvs_and_areas(shown, layer.name, slot))
+        report = uv_check.usability(*raw_uvs(shown, layer.name, slot))
         if report.usable:
             return layer.name, ""
         by_modifiers = report.overlap and obj.modifiers and len(base.polygons) and layer.name in base.uv_layers
-        if by_modifiers and uv_check.usability(*_uvs_and_areas(base, layer.name, slot)).usable:
+        if by_modifiers and uv_check.usability(*raw_uvs(base, layer.name, slot)).usable:
             return layer.name, "Copies made by modifiers share one texture."
-        tiles = uv_check.udim_tiles(_uvs_and_areas(shown, layer.name, slot)[0]) if _shows_tiles(obj) else []
+        tiles = uv_check.udim_tiles(raw_uvs(shown, layer.name, slot)[0]) if _shows_tiles(obj) else []
         if tiles:
             raise MeshProblem(
                 f"UV layer {layer.name} of {obj.name} lies on the UDIM tiles {', '.join(map(str, tiles))}, and Patina "
@@ -103,7 +103,7 @@ def read(
             f"{obj.name} has vertices without a position (NaN or infinite). "
             "Delete them, or the modifier that makes them."
         )
-    stretch, unstretch = _stretch(obj)
+    stretch, unstretch = stretch_of(obj)
     corners = triangles.loops
     positions = vertices[_get(shown.loops, "vertex_index", 1, np.int32)[corners]]
     normals = _get(shown.corner_normals, "vector", 3)[corners]
@@ -146,7 +146,8 @@ class _triangles:
         self.slot = _get(mesh.loop_triangles, "material_index", 1, np.int32)
 
 
-def _uvs_and_areas(mesh: bpy.types.Mesh, layer: str, slot: int | None) -> tuple[np.ndarray, np.ndarray]:
+def raw_uvs(mesh: bpy.types.Mesh, layer: str, slot: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """UVs (F, 3, 2) as they are and areas (F,) of the triangles, or of those of a slot."""
     triangles = _triangles(mesh)
     chosen = slice(None) if slot is None else triangles.slot == slot
     uvs = _get(mesh.uv_layers[layer].uv, "vector", 2)[triangles.loops[chosen]]
@@ -162,7 +163,7 @@ def _get(collection, attribute: str, width: int, dtype: type = np.float32) -> np
     return values.reshape(-1, width) if width > 1 else values
 
 
-def _stretch(obj: bpy.types.Object) -> tuple[np.ndarray, np.ndarray]:
+def stretch_of(obj: bpy.types.Object) -> tuple[np.ndarray, np.ndarray]:
     """The symmetric part of the world matrix (scale and shear, parents included) and its inverse, both (3, 3)."""
     matrix = np.array(obj.matrix_world, np.float64)[:3, :3]
     _, scales, axes = np.linalg.svd(matrix)

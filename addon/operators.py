@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import bpy
 
-from . import generate, interrupted, material, mesh_io, placing, protocol, session, status, variants
+from . import atlas, generate, interrupted, material, mesh_io, placing, protocol, session, status, variants
 
 
 class StartsRuns:
@@ -35,12 +35,34 @@ class PATINA_OT_generate(StartsRuns, bpy.types.Operator):
         return start_all(self, context, [(obj, run) for obj in chosen for run in generate.runs_of(obj)])
 
 
-def start_all(operator: bpy.types.Operator, context: bpy.types.Context, runs: list[tuple]) -> set[str]:
-    """Begin the runs (object, arguments of generate.begin) one behind the other; headless, wait for each."""
+class PATINA_OT_generate_atlas(StartsRuns, bpy.types.Operator):
+    """Make one material with one set of maps for all selected mesh objects, from the prompt of the active one; each
+    gets a new UV layer"""
+
+    bl_idname = "patina.generate_atlas"
+    bl_label = "One Shared Atlas"
+    bl_options = {"UNDO"}
+
+    @classmethod
+    def poll(cls, context):
+        if sum(1 for obj in context.selected_objects if obj.type == "MESH") < 2:
+            cls.poll_message_set("Select several mesh objects")
+            return False
+        return super().poll(context)
+
+    def execute(self, context):
+        lead, *others = generate.chosen_objects(context)
+        return start_all(self, context, [(lead, {"others": others})], begin=atlas.begin)
+
+
+def start_all(
+    operator: bpy.types.Operator, context: bpy.types.Context, runs: list[tuple], begin=generate.begin
+) -> set[str]:
+    """Begin the runs (object, arguments of `begin`) one behind the other; headless, wait for each."""
     running, begun, problems = session.current(), 0, []
     for obj, arguments in runs:
         try:
-            generate.begin(context, obj, running, **arguments)
+            begin(context, obj, running, **arguments)
         except generate.PROBLEMS as error:
             problems.append(str(error))
             continue
@@ -49,7 +71,7 @@ def start_all(operator: bpy.types.Operator, context: bpy.types.Context, runs: li
             continue
         shown = session.run_to_end(running)
         if shown.level == status.ERROR:
-            generate.take_back(running, obj)
+            generate.take_back(running)
             problems.append(status.sentence(shown))
             begun -= 1
     if not begun:
@@ -267,6 +289,7 @@ def failed(operator: bpy.types.Operator, running, sentence: str) -> set[str]:
 register, unregister = bpy.utils.register_classes_factory(
     (
         PATINA_OT_generate,
+        PATINA_OT_generate_atlas,
         PATINA_OT_retry_smaller,
         PATINA_OT_cancel,
         PATINA_OT_pause,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import bpy
 from bpy.app.translations import pgettext_iface as _
 
-from . import generate, material, session, setup_panels, status, variants
+from . import generate, material, protocol, session, setup_panels, status, variants
 from .drawing import Sidebar, draw_text
 
 
@@ -58,6 +58,22 @@ class PATINA_PT_preview(Sidebar, bpy.types.Panel):
             draw_text(self.layout, context, _("AgX shows colors paler than they are; Standard shows them as made."))
 
 
+class PATINA_PT_lighting(Sidebar, bpy.types.Panel):
+    bl_idname = "PATINA_PT_lighting"
+    bl_parent_id = "PATINA_PT_main"
+    bl_label = "Lighting"
+    bl_order = 7
+    bl_options = {"DEFAULT_CLOSED"}
+
+    def draw(self, context):
+        layout, light = self.layout, context.scene.patina.light
+        layout.use_property_split = True
+        layout.use_property_decorate = False
+        layout.prop(light, "source")
+        if light.source == "FOLDER":
+            layout.prop(light, "folder")
+
+
 class PATINA_PT_advanced(Sidebar, bpy.types.Panel):
     bl_idname = "PATINA_PT_advanced"
     bl_parent_id = "PATINA_PT_main"
@@ -70,8 +86,11 @@ class PATINA_PT_advanced(Sidebar, bpy.types.Panel):
         layout.use_property_split = True
         layout.use_property_decorate = False
         layout.enabled = not context.window_manager.patina.busy
-        for name in ("model", "guidance", "guidance_scale", "steps", "views", "render_size"):
+        for name in ("model", "second_stage", "guidance", "guidance_scale", "steps", "views", "render_size"):
             layout.prop(context.scene.patina, name)
+        column = layout.column(heading=_("Extra Maps"))
+        for name in protocol.EXTRA_MAPS:
+            column.prop(context.scene.patina, f"extra_{name}")
 
 
 def _draw_settings(layout, obj, scene) -> None:
@@ -102,6 +121,8 @@ def _draw_generate(layout, context, obj) -> None:
     several = sum(1 for other in bpy.context.selected_objects if other.type == "MESH" and other != obj) + 1
     text = _("Generate {count} Objects").format(count=several) if several > 1 else _("Generate")
     row.operator("patina.generate", icon="MATERIAL", text=text, translate=False)
+    if several > 1:
+        column.operator("patina.generate_atlas", icon="UV")
     if reason:
         draw_text(column, context, reason, "INFO")
 
@@ -167,4 +188,6 @@ def _draw_outcome(layout, context, shown) -> None:
         draw_text(layout, context, warning, "ERROR")
 
 
-register, unregister = bpy.utils.register_classes_factory((PATINA_PT_main, PATINA_PT_preview, PATINA_PT_advanced))
+register, unregister = bpy.utils.register_classes_factory(
+    (PATINA_PT_main, PATINA_PT_preview, PATINA_PT_lighting, PATINA_PT_advanced)
+)

@@ -7,6 +7,7 @@ The one writer of a run's datablocks. Holds none of them: everything is found an
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,16 @@ import numpy as np
 
 from . import images, material, protocol, unwrap, variants
 from .mesh_io import MeshProblem
+
+
+@dataclass(frozen=True)
+class Member:
+    """Another object that shares a run's maps, as the fields of `Place`."""
+
+    object_name: str
+    object_uid: int
+    own_uvs: Path | None
+    before: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,18 @@ class Place:
     request: protocol.TextureRequest
     parent: str = ""  # the run whose maps it begins from
     before: str = ""  # the run whose material was on the object
+    others: tuple[Member, ...] = ()  # that share its maps in one atlas
+
+
+def all_places(place: Place) -> list[Place]:
+    """The place, and one for each other object that shares its maps."""
+    return [place, *(dataclasses.replace(place, **vars(member), others=()) for member in place.others)]
+
+
+def _objects(place: Place, obj: bpy.types.Object) -> list[tuple[Place, bpy.types.Object]]:
+    """Each of a run's places with its object; `obj` is the first one's. Those that are gone are left out."""
+    found = [(each, find_object(each)) for each in all_places(place)[1:]]
+    return [(place, obj), *((each, other) for each, other in found if other is not None and other.type == "MESH")]
 
 
 def find_object(place: Place) -> bpy.types.Object | None:
@@ -73,9 +96,10 @@ def put(place: Place, obj: bpy.types.Object, folder: Path, show: bool = True) ->
             undo.callback(bpy.data.images.remove, image)
         made = material.build(f"{obj.name} Patina", place.uv_layer, maps, place.run, place.request)
         undo.callback(bpy.data.materials.remove, made)
-        if show:
-            material.put_on(obj, made, place.slot)
-        variants.record(obj, place, folder, made, place.parent)
+        for each, member in _objects(place, obj):
+            if show:
+                material.put_on(member, made, place.slot)
+            variants.record(member, each, folder, made, shared=bool(place.others))
         undo.pop_all()
 
 
@@ -84,7 +108,8 @@ def put_again(place: Place, obj: bpy.types.Object, folder: Path) -> None:
 
     Raises MeshProblem, OSError, RuntimeError.
     """
-    _require_layer(place, obj)
+    for each, member in _objects(place, obj):
+        _require_layer(each, member)
     for image in images.find(place.run).values():
         del image[images.RUN_KEY]  # painted ones stay what they are, but no longer belong to the run
     put(place, obj, folder)
@@ -93,7 +118,7 @@ def put_again(place: Place, obj: bpy.types.Object, folder: Path) -> None:
 def show(obj: bpy.types.Object, variant: variants.PATINA_PG_variant) -> None:
     """Put a variant's material on the object. Raises MeshProblem, OSError, RuntimeError, ProtocolError."""
     folder = variants.folder_of(variant)
-    own_uvs = folder / variants.UVS
+    own_uvs = folder / (variant.uvs_file or variants.UVS)
     place = Place(
         run=variant.run,
         object_name=obj.name,
@@ -124,7 +149,6 @@ def _require_layer(place: Place, obj: bpy.types.Object) -> None:
         uvs = np.load(place.own_uvs, allow_pickle=False)
         if len(uvs) != len(mesh.loops):
             raise MeshProblem(f"The mesh of {obj.name} has changed since this run, so its maps no longer fit.")
-        made = unwrap.add_layer(mesh, uvs)
-        mesh.uv_layers[made].name = place.uv_layer
+        unwrap.add_layer(mesh, uvs, place.uv_layer)
     elif place.own_uvs is None and mesh.uv_layers and place.uv_layer not in mesh.uv_layers and not obj.modifiers:
         raise MeshProblem(f"The UV layer {place.uv_layer} of {obj.name} is gone, so the maps no longer fit.")

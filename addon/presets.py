@@ -12,7 +12,8 @@ from bpy.props import StringProperty
 from . import preferences, protocol
 
 _STORED = (
-    "quality", "texture_size", "pattern_scale", "model", "guidance", "guidance_scale", "steps", "views", "render_size"
+    "quality", "texture_size", "pattern_scale", "model", "second_stage", "guidance", "guidance_scale", "steps",
+    "views", "render_size",
 )  # fmt: skip
 _AS_QUALITY_SAYS = {"guidance": "clamped", "guidance_scale": 0.0, "steps": 0, "views": 0, "render_size": 0}
 BUILT_IN = {

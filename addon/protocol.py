@@ -8,6 +8,7 @@ Small things travel as JSON lines, arrays as files in the job folder:
     <job>/mesh.npz              MESH_ARRAYS
     <job>/lock                  who runs the job (an OS lock is held on it)
     <job>/attempts/0001/        one start: events.jsonl, control.jsonl, log.txt
+    <job>/lights/  <job>/reference.png   what lights the pictures, and what one of them shall look like; if asked for
     <job>/start/                the four maps a run begins from, mask.png (white may change); only if asked for
     <job>/preview/  <job>/maps/  <job>/picture.png  <job>/report.json  <job>/checkpoint.safetensors
 
@@ -28,10 +29,11 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 # The four maps by their Principled sockets; this order everywhere.
 MAP_NAMES = ("base_color", "metallic", "roughness", "normal")
+EXTRA_MAPS = ("ambient_occlusion", "height")  # made where asked for; no part of the material
 QUALITIES = ("draft", "standard", "high")
 TEXTURE_SIZES = (512, 1024, 2048, 4096)
 FILE_FORMATS = {"png": (8, 16), "exr": (16, 32)}  # and their bits a channel, the usual ones first
@@ -121,6 +123,8 @@ class TextureRequest:
     reference: str = ""  # a square picture, in the job folder or by its whole path
     reference_view: dict[str, float] = field(default_factory=dict)  # where it was taken from: some of REFERENCE_VIEW
     options: dict[str, str] = field(default_factory=dict)  # of the guidance, by name, in words
+    panoramas: str = ""  # folder of .exr or .hdr lights, in the job folder or by its whole path; empty: random lights
+    extra_maps: list[str] = field(default_factory=list)  # some of EXTRA_MAPS
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -156,6 +160,8 @@ class TextureRequest:
             _require(name in MAP_NAMES, "locked_maps", f"may hold {', '.join(MAP_NAMES)} only")
         _require(len(set(self.locked_maps)) < len(MAP_NAMES), "locked_maps", "holds all maps, so nothing can change")
         _require(self.start_maps or not self.locked_maps, "locked_maps", "needs start_maps")
+        for name in self.extra_maps:
+            _require(name in EXTRA_MAPS, "extra_maps", f"may hold {', '.join(EXTRA_MAPS)} only")
         _require(self.control_kind in ("", *CONTROL_KINDS), "control_kind", f"must be {' or '.join(CONTROL_KINDS)}")
         _require(0.0 <= self.control_strength <= 2.0, "control_strength", "must lie between 0 and 2")
         _require(self.start in STARTS, "start", f"must be one of {', '.join(STARTS)}")
@@ -437,6 +443,14 @@ class JobFolder:
     @property
     def mask(self) -> Path:
         return self.start / "mask.png"
+
+    @property
+    def lights(self) -> Path:
+        return self.path / "lights"
+
+    @property
+    def reference(self) -> Path:
+        return self.path / "reference.png"
 
     @property
     def picture(self) -> Path:

@@ -24,6 +24,11 @@ def prepare(
     """
     if origin is None:
         raise variants.VariantProblem("The variant to begin from is gone. Choose another one.")
+    if origin.shared:
+        raise variants.VariantProblem(
+            f"{origin.name} is one atlas of several objects, and Refine changes one object. Select the objects and "
+            "press One Shared Atlas, or press Generate for this one alone."
+        )
     if origin.uv_layer != uv_layer:
         raise variants.VariantProblem(
             f"{origin.name} was made for the UV layer {origin.uv_layer}, but {uv_layer} is used now. "

@@ -20,7 +20,7 @@ from bpy.props import (
     StringProperty,
 )
 
-from . import limits, protocol, variants
+from . import limits, protocol, reference, variants, world_light
 
 _DEFAULTS = dataclasses.asdict(protocol.TextureRequest(prompt="-"))
 _QUALITY_ITEMS = (
@@ -88,6 +88,7 @@ class PATINA_PG_object(bpy.types.PropertyGroup):
     kept_slots: CollectionProperty(type=PATINA_PG_kept_slot)
     variants: CollectionProperty(type=variants.PATINA_PG_variant)
     limits: PointerProperty(type=limits.PATINA_PG_limits)
+    reference: PointerProperty(type=reference.PATINA_PG_reference)
 
 
 class PATINA_PG_scene(bpy.types.PropertyGroup):
@@ -107,6 +108,13 @@ class PATINA_PG_scene(bpy.types.PropertyGroup):
         name="Model",
         description="The diffusion model that judges the pictures: built-in, an id like owner/name, or a folder",
         default=_DEFAULTS["model"],
+        search=_known_models,
+        search_options={"SUGGESTION"},
+    )
+    second_stage: StringProperty(
+        name="Second Stage",
+        description="A model that goes on with larger pictures, for detail: built-in, an id, a folder; empty: none",
+        default=_DEFAULTS["second_stage"],
         search=_known_models,
         search_options={"SUGGESTION"},
     )
@@ -144,6 +152,15 @@ class PATINA_PG_scene(bpy.types.PropertyGroup):
         default=0,
         min=0,
         max=2048,
+    )
+    light: PointerProperty(type=world_light.PATINA_PG_light)
+    extra_ambient_occlusion: BoolProperty(
+        name="Ambient Occlusion",
+        description="Also write how much of the sky each point sees: a map for other programs, not for the material",
+    )
+    extra_height: BoolProperty(
+        name="Height",
+        description="Also write the relief that the normal map means: a map for other programs, not for the material",
     )
 
 
@@ -192,6 +209,7 @@ def request_for(
             quality=how.quality,
             texture_size=int(how.texture_size),
             model=how.model,
+            second_stage=how.second_stage,
             pattern_scale=how.pattern_scale,
             guidance=how.guidance,
             guidance_scale=how.guidance_scale or None,
@@ -203,6 +221,7 @@ def request_for(
             strength=what.limits.strength if refine else 1.0,
             locked_maps=limits.locked_maps(what.limits) if refine else [],
             mask_border=what.limits.border if refine else 0.0,
+            extra_maps=[name for name in protocol.EXTRA_MAPS if getattr(how, f"extra_{name}")],
         )
     except protocol.ProtocolError as error:
         sentence = str(error)
@@ -215,10 +234,14 @@ def take_over(request: protocol.TextureRequest, obj: bpy.types.Object, scene: bp
     what.prompt, what.negative_prompt, what.seed = request.prompt, request.negative_prompt, request.seed
     what.rolled_seed = -1  # as if typed: the next run keeps it
     how.texture_size, how.quality, how.model = str(request.texture_size), request.quality, request.model
+    how.second_stage = request.second_stage
     how.pattern_scale, how.guidance = request.pattern_scale, request.guidance
     how.guidance_scale = request.guidance_scale or 0.0
     for name in ("steps", "views", "render_size"):
         setattr(how, name, getattr(request, name) or 0)
+    for name in protocol.EXTRA_MAPS:
+        setattr(how, f"extra_{name}", name in request.extra_maps)
+    world_light.take_over(request, scene)
 
 
 def roll_seed(obj: bpy.types.Object) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The panel's words in other languages, from words.tsv: English, Russian, Chinese, Korean."""
+"""The panel's words (words.tsv) and what the buttons say of themselves (tooltips.tsv): Russian, Chinese, Korean."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import bpy
 
 LANGUAGES = ("ru_RU", "zh_HANS", "ko_KR")
 _CONTEXTS = ("*", "Operator")
+_FILES = ("words.tsv", "tooltips.tsv")
 
 
 def table() -> dict[str, tuple[str, ...]]:
     """English -> the words in LANGUAGES."""
-    lines = Path(__file__).with_name("words.tsv").read_text("utf-8").splitlines()
+    files = (Path(__file__).with_name(name) for name in _FILES)
+    lines = [line for file in files for line in file.read_text("utf-8").splitlines()]
     return {cells[0]: tuple(cells[1:]) for cells in (line.split("\t") for line in lines)}
 
 

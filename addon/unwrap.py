@@ -7,6 +7,7 @@ import math
 
 import bpy
 import numpy as np
+from mathutils import Matrix
 
 from .mesh_io import MeshProblem
 
@@ -19,41 +20,65 @@ def unwrap(context: bpy.types.Context, obj: bpy.types.Object) -> np.ndarray:
 
     Works on a copy that lives for the moment, because the operators want Edit Mode and a selection.
     """
+    _require_room(obj)
+    return _on_doubles(context, {obj: None})[0]
+
+
+def unwrap_together(context: bpy.types.Context, stretches: dict[bpy.types.Object, np.ndarray]) -> list[np.ndarray]:
+    """UVs (loops, 2) for each object's base mesh, all in one square, with as much room as their surfaces have when
+    stretched by (3, 3) each. Raises MeshProblem."""
+    for obj in stretches:
+        _require_room(obj)
+    return _on_doubles(context, stretches)
+
+
+def _require_room(obj: bpy.types.Object) -> None:
     if obj.data.library is not None:
         raise MeshProblem(f"The mesh of {obj.name} has no usable UVs and is linked from another file. Make it local.")
     if len(obj.data.uv_layers) >= _MOST_LAYERS:
         raise MeshProblem(f"{obj.name} has no usable UVs and no room for a new UV layer. Delete one of the eight.")
     if not obj.data.polygons:
         raise MeshProblem(f"The faces of {obj.name} come from a modifier that makes no UVs. Apply it, then try again.")
+
+
+def _on_doubles(context: bpy.types.Context, stretches: dict[bpy.types.Object, np.ndarray | None]) -> list[np.ndarray]:
     layer = context.view_layer
     active, selected = layer.objects.active, [other for other in layer.objects if other.select_get()]
-    mesh = obj.data.copy()
-    mesh.animation_data_clear()
-    double = bpy.data.objects.new("Patina unwrap", mesh)
+    doubles = []
     try:
-        context.scene.collection.objects.link(double)
         for other in selected:
             other.select_set(False)
-        layer.objects.active = double
-        double.select_set(True)
-        return _smart_project(double)
+        for obj, stretch in stretches.items():
+            mesh = obj.data.copy()
+            mesh.animation_data_clear()
+            if stretch is not None:
+                mesh.transform(Matrix(stretch.tolist()).to_4x4())
+            double = bpy.data.objects.new("Patina unwrap", mesh)
+            doubles.append(double)
+            context.scene.collection.objects.link(double)
+            double.select_set(True)
+        layer.objects.active = doubles[0]
+        return _smart_project(doubles)
     except RuntimeError as error:
-        raise MeshProblem(f"Blender could not unwrap {obj.name}: {str(error).strip()} Unwrap it by hand.") from error
+        names = ", ".join(obj.name for obj in stretches)
+        raise MeshProblem(f"Blender could not unwrap {names}: {str(error).strip()} Unwrap it by hand.") from error
     finally:
-        if double.mode != "OBJECT":
+        if doubles and doubles[0].mode != "OBJECT":
             bpy.ops.object.mode_set(mode="OBJECT")
-        bpy.data.objects.remove(double)
-        bpy.data.meshes.remove(mesh)
+        for double in doubles:
+            mesh = double.data
+            bpy.data.objects.remove(double)
+            bpy.data.meshes.remove(mesh)
         for other in selected:
             other.select_set(True)
         layer.objects.active = active
 
 
-def add_layer(mesh: bpy.types.Mesh, uvs: np.ndarray) -> str:
+def add_layer(mesh: bpy.types.Mesh, uvs: np.ndarray, name: str = LAYER_NAME) -> str:
     """A new UV layer with `uvs` (loops, 2); what renders and what is active stays. Returns its name."""
     render = next((layer.name for layer in mesh.uv_layers if layer.active_render), None)
     active = mesh.uv_layers.active.name if mesh.uv_layers.active else None
-    new = mesh.uv_layers.new(name=LAYER_NAME, do_init=False)
+    new = mesh.uv_layers.new(name=name, do_init=False)
     if new is None:
         raise MeshProblem("Blender could not add a UV layer. Leave Edit Mode and try again.")
     name = new.name
@@ -66,11 +91,12 @@ def add_layer(mesh: bpy.types.Mesh, uvs: np.ndarray) -> str:
     return name
 
 
-def _smart_project(double: bpy.types.Object) -> np.ndarray:
-    mesh = double.data
-    while mesh.uv_layers:
-        mesh.uv_layers.remove(mesh.uv_layers[0])
-    mesh.uv_layers.active = mesh.uv_layers.new(name=LAYER_NAME, do_init=False)
+def _smart_project(doubles: list[bpy.types.Object]) -> list[np.ndarray]:
+    for double in doubles:
+        mesh = double.data
+        while mesh.uv_layers:
+            mesh.uv_layers.remove(mesh.uv_layers[0])
+        mesh.uv_layers.active = mesh.uv_layers.new(name=LAYER_NAME, do_init=False)
     bpy.ops.object.mode_set(mode="EDIT")
     bpy.ops.mesh.reveal(select=True)
     bpy.ops.mesh.select_all(action="SELECT")
@@ -83,6 +109,9 @@ def _smart_project(double: bpy.types.Object) -> np.ndarray:
         scale_to_bounds=False,
     )
     bpy.ops.object.mode_set(mode="OBJECT")
-    uvs = np.empty(len(mesh.loops) * 2, np.float32)
-    mesh.uv_layers[LAYER_NAME].uv.foreach_get("vector", uvs)
-    return uvs.reshape(-1, 2)
+    made = []
+    for double in doubles:
+        uvs = np.empty(len(double.data.loops) * 2, np.float32)
+        double.data.uv_layers[LAYER_NAME].uv.foreach_get("vector", uvs)
+        made.append(uvs.reshape(-1, 2))
+    return made

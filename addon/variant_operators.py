@@ -8,7 +8,7 @@ import random
 import bpy
 from bpy.props import IntProperty, StringProperty
 
-from . import generate, mesh_io, placing, session, settings, variants
+from . import atlas, generate, material, mesh_io, placing, session, settings, variants
 from .operators import StartsRuns, failed, start_all
 
 
@@ -90,7 +90,7 @@ class PATINA_OT_variant_use_settings(_OfAVariant, bpy.types.Operator):
 
 
 class PATINA_OT_variant_delete(_OfAVariant, bpy.types.Operator):
-    """Delete this variant with its files. They do not come back with undo"""
+    """Delete this variant with its files; the one before it is shown. The files do not come back with undo"""
 
     bl_idname = "patina.variant_delete"
     bl_label = "Delete Variant"
@@ -100,16 +100,30 @@ class PATINA_OT_variant_delete(_OfAVariant, bpy.types.Operator):
         return context.window_manager.invoke_confirm(self, event)
 
     def execute(self, context):
-        running = session.current()
+        obj, running = context.object, session.current()
         try:
-            run = self.variant(context).run
+            variant = self.variant(context)
+            run, reason = variant.run, variants.keeps(obj, variant, shown=False)
             if run in running.busy_runs():
-                raise variants.VariantProblem("This variant is being made. Wait for it or cancel it.")
-            variants.delete(context.object, run)
+                reason = "This variant is being made. Wait for it or cancel it."
+            if reason:
+                raise variants.VariantProblem(reason)
+            if variants.current(obj) == variant:
+                _step_aside(obj, variant)
+            variants.delete(obj, run)
         except generate.PROBLEMS as error:
             return failed(self, running, str(error))
         running.look_around()
         return {"FINISHED"}
+
+
+def _step_aside(obj, variant) -> None:
+    """Show the newest other variant of the same slots in place of this one, or what was there before Patina."""
+    others = [v for v in obj.patina.variants if v != variant and v.slot == variant.slot and variants.has_maps(v)]
+    if others:
+        placing.show(obj, others[-1])
+    else:
+        material.restore(obj, None if variant.slot < 0 else variant.slot)
 
 
 class PATINA_OT_variant_clean(_OfAVariant, bpy.types.Operator):
@@ -164,7 +178,11 @@ class PATINA_OT_more_seeds(_StartsFromAVariant, bpy.types.Operator):
             return failed(self, session.current(), str(error))
         draw = random.SystemRandom() if not bpy.app.background else random.Random(request.seed)
         seeds = [draw.randrange(2**31) for _ in range(self.count)]
-        return start_all(self, context, [(obj, {"show": seed == seeds[0], "seed": seed}) for seed in seeds])
+        runs = [{"show": seed == seeds[0], "seed": seed} for seed in seeds]
+        if not self.variant(context).shared:
+            return start_all(self, context, [(obj, run) for run in runs])
+        others = [other for other in variants.objects_of(self.variant(context).run) if other != obj]
+        return start_all(self, context, [(obj, {**run, "others": others}) for run in runs], begin=atlas.begin)
 
 
 register, unregister = bpy.utils.register_classes_factory(

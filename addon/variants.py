@@ -17,8 +17,8 @@ from bpy.props import BoolProperty, IntProperty, PointerProperty, StringProperty
 
 from . import images, material, preferences, protocol
 
-UVS, PICTURE, REPORT = "uvs.npy", "picture.png", "report.json"
-_FILES = (UVS, PICTURE, REPORT, "moved")
+UVS, MEMBER_UVS, PICTURE, REPORT = "uvs.npy", "uvs-{number}.npy", "picture.png", "report.json"
+_FILES = (UVS, PICTURE, REPORT, "moved", *(f"{name}.png" for name in protocol.EXTRA_MAPS))
 
 
 class PATINA_PG_variant(bpy.types.PropertyGroup):
@@ -34,6 +34,8 @@ class PATINA_PG_variant(bpy.types.PropertyGroup):
     pinned: BoolProperty(name="Pin", description="A pinned variant is not deleted with the others")
     material: PointerProperty(type=bpy.types.Material)
     parent: StringProperty(description="The run whose maps it began from")
+    uvs_file: StringProperty(description="The file of the UV layer that was made for it, in its folder")
+    shared: BoolProperty(description="Its maps are an atlas that several objects share")
 
 
 class VariantProblem(ValueError):
@@ -43,6 +45,11 @@ class VariantProblem(ValueError):
 def find(obj: bpy.types.Object | None, run: str) -> PATINA_PG_variant | None:
     kept = obj.patina.variants if obj is not None else ()
     return next((variant for variant in kept if variant.run == run), None)
+
+
+def objects_of(run: str) -> list[bpy.types.Object]:
+    """All objects that keep this run as a variant."""
+    return [obj for obj in bpy.data.objects if obj.type == "MESH" and find(obj, run) is not None]
 
 
 def current(obj: bpy.types.Object | None) -> PATINA_PG_variant | None:
@@ -58,16 +65,19 @@ def current(obj: bpy.types.Object | None) -> PATINA_PG_variant | None:
     return None
 
 
-def record(obj: bpy.types.Object, place, folder: Path, made: bpy.types.Material, parent: str = "") -> None:
-    """Keep a run as a variant, or give the one that is kept its material anew. `place`: placing.Place."""
+def record(obj: bpy.types.Object, place, folder: Path, made: bpy.types.Material, shared: bool = False) -> None:
+    """Keep a run as a variant, or give the one that is kept its material anew. `place`: placing.Place; `shared`: with
+    other objects, in one atlas."""
     variant = find(obj, place.run)
     if variant is None:
         variant = obj.patina.variants.add()
         variant.name = place.request.prompt.strip()[:60]
-        variant.run, variant.parent = place.run, parent
+        variant.run, variant.parent = place.run, place.parent
     variant.folder, variant.uv_layer = _told(folder), place.uv_layer
     variant.request = json.dumps(dataclasses.asdict(place.request))
     variant.prompt, variant.seed = place.request.prompt, place.request.seed
+    variant.uvs_file = place.own_uvs.name if place.own_uvs is not None else ""
+    variant.shared = variant.shared or shared
     variant.slot = -1 if place.slot is None else place.slot
     variant.material = made
 
@@ -124,12 +134,14 @@ def delete(obj: bpy.types.Object, run: str) -> None:
     if reason:
         raise VariantProblem(reason)
     folder, made = folder_of(variant), variant.material
-    forget(obj, run)
+    for other in [obj, *objects_of(run)]:
+        forget(other, run)
     if made is not None and made.get(images.RUN_KEY) == run:
         bpy.data.materials.remove(made)
     for image in list(images.find(run).values()):
         bpy.data.images.remove(image)
-    for name in (*(f"{name}.png" for name in protocol.MAP_NAMES), *_FILES):
+    of_members = [file.name for file in folder.glob(MEMBER_UVS.format(number="*"))]
+    for name in (*(f"{name}.png" for name in protocol.MAP_NAMES), *_FILES, *of_members):
         with contextlib.suppress(OSError):
             (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty: someone else's files are in it
@@ -137,14 +149,14 @@ def delete(obj: bpy.types.Object, run: str) -> None:
     shutil.rmtree(preferences.data_folder() / "jobs" / run, ignore_errors=True)
 
 
-def keeps(obj: bpy.types.Object, variant: PATINA_PG_variant) -> str:
-    """Why a variant cannot be deleted, or an empty string."""
+def keeps(obj: bpy.types.Object, variant: PATINA_PG_variant, shown: bool = True) -> str:
+    """Why a variant cannot be deleted, or an empty string. `shown`: being on the object itself counts."""
     if variant.pinned:
         return f"{variant.name} is pinned. Unpin it first"
     for other in bpy.data.objects:
-        if other.type == "MESH" and material.is_on(other, variant.run):
+        if other.type == "MESH" and (shown or other != obj) and material.is_on(other, variant.run):
             return f"{variant.name} is on {other.name}. Show another variant or restore the old material first"
-        if other != obj and other.type == "MESH" and find(other, variant.run) is not None:
+        if other != obj and not variant.shared and other.type == "MESH" and find(other, variant.run) is not None:
             return f"{variant.name} is a variant of {other.name} as well"
     return ""
 

@@ -19,6 +19,16 @@ from addon import protocol
 
 from . import job
 
+SETTINGS = (
+    "as often as you like. Of the guidance: guidance_scale_end=W, rescale=0..1, threshold_percentile=0.95, "
+    "threshold_bound=1.5, perp_neg=true, highest=START,END and lowest=START,END (timesteps as shares), "
+    "anneal=sqrt|linear, weighting=uniform, k_steps=4, reuse=1, inversion_scale=-7.5, inversion_steps=10, "
+    "inversion_noise=0.3, joint_views=true, staging=own|dreamfusion, latent_steps=400, deep_image_prior=true; of "
+    "four views: grid_start=render|blob, grid_strength=0.95, grid_steps=30. Of memory: rows=4 (pictures seen at once; "
+    "fewer take less), offload=auto|never|parts|blocks (what leaves the device while other parts of the model work), "
+    "attention_slicing=true, vae_tiling=true. Of a reference picture: clip_model=FOLDER, clip_strength=0.1"
+)
+
 
 class UsageError(Exception):
     """The command cannot be carried out; the text is one sentence for a person, `exit_code` says it to a script."""
@@ -81,10 +91,13 @@ def _parser() -> argparse.ArgumentParser:
     texture.add_argument("--control-kind", choices=protocol.CONTROL_KINDS, default=defaults.control_kind)
     texture.add_argument("--control-strength", type=float, default=defaults.control_strength)
     texture.add_argument("--second-stage", default=defaults.second_stage, help="folder of a model that enlarges")
-    texture.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="of the guidance")
+    texture.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help=SETTINGS)
     texture.add_argument("--reference", type=Path, help="a square picture of the object")
     texture.add_argument("--reference-view", default="", metavar="AZIMUTH,ELEVATION[,DISTANCE,FOV]",
                          help="where the picture was taken from, in degrees and object radii; without it the front")
+    texture.add_argument("--panoramas", type=Path, help="folder of .hdr or .exr panoramas to paint under, by turns")
+    texture.add_argument("--extra-map", action="append", choices=protocol.EXTRA_MAPS, default=[],
+                         help="also write this one, beside the material's four")
     texture.add_argument("--start", choices=protocol.STARTS, default=defaults.start,
                          help="four_views: four pictures painted together; latent_paint: a texture of latents; with "
                          "--guidance none that is all")
@@ -174,6 +187,8 @@ def _texture(options: argparse.Namespace) -> int:
         guidance_scale=options.guidance_scale,
         reference=f"reference{options.reference.suffix}" if options.reference else "",
         reference_view=_view(options.reference_view),
+        panoramas=str(options.panoramas.absolute()) if options.panoramas else "",
+        extra_maps=list(dict.fromkeys(options.extra_map)),
         start=options.start,
         second_stage=_model_named(options.second_stage),
         options=_settings(options.set),
@@ -229,7 +244,8 @@ def _settings(given: list[str]) -> dict[str, str]:
     for text in given:
         if "=" not in text:
             raise UsageError(f"“--set {text}” says no value; it is written OPTION=VALUE.", protocol.EXIT_USAGE)
-    return dict(text.split("=", 1) for text in given)
+    settings = dict(text.split("=", 1) for text in given)
+    return settings | {name: _model_named(path) for name, path in settings.items() if name == "clip_model"}
 
 
 def _model_named(name: str) -> str:

@@ -17,7 +17,7 @@ from addon.protocol import write_beside
 
 from .optimisation import Plan, State
 
-COMPANION = "companion."  # begins the names of what a guidance trains beside the maps
+LEARNERS = ("companion", "image_prior")  # of a state: what is trained beside the maps, or in their place
 
 
 def write(path: Path, state: State, plan: Plan) -> None:
@@ -40,17 +40,19 @@ def read_into(path: Path, state: State, plan: Plan) -> bool:
         return False
     with torch.no_grad():
         for name, tensor in wanted.items():
-            if not name.startswith(COMPANION):
+            if name.partition(".")[0] not in LEARNERS:
                 tensor.copy_(stored[name])
-    if state.companion is not None:
-        state.companion.load({n.removeprefix(COMPANION): v for n, v in stored.items() if n.startswith(COMPANION)})
+    for learner in LEARNERS:
+        if getattr(state, learner) is not None:
+            own = {n.partition(".")[2]: v for n, v in stored.items() if n.startswith(f"{learner}.")}
+            getattr(state, learner).load(own)
     state.generator.set_state(stored["generator"])
     state.step = step
     return True
 
 
 def _tensors(state: State) -> dict[str, Tensor]:
-    """All tensors of a state by name; but for the generator's and the companion's they are the state's own."""
+    """All tensors of a state by name; but for the generator's and the learners' they are the state's own."""
     groups = {
         "maps": state.maps.parameters(),
         "average": state.average.parameters(),
@@ -59,8 +61,9 @@ def _tensors(state: State) -> dict[str, Tensor]:
         "told": [state.told],
     }
     tensors = {f"{name}.{index}": t.detach() for name, group in groups.items() for index, t in enumerate(group)}
-    if state.companion is not None:
-        tensors |= {f"{COMPANION}{name}": tensor for name, tensor in state.companion.tensors().items()}
+    for learner in LEARNERS:
+        if getattr(state, learner) is not None:
+            tensors |= {f"{learner}.{name}": part for name, part in getattr(state, learner).tensors().items()}
     return {"generator": state.generator.get_state(), **tensors}
 
 

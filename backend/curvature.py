@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import lookup
+
 VALUES = 7
 PAIRS = [(row, column) for row in range(VALUES) for column in range(row + 1)]
 SIDE_AT_MOST = 256  # texels: what is told changes slowly over the surface
@@ -39,10 +41,7 @@ def observe(told: Tensor, uv: Tensor, signed: Tensor) -> None:
     signed = signed.clamp(-STEEPEST, STEEPEST)
     products = [signed[:, row] * signed[:, column] for row, column in PAIRS]
     points = torch.stack((*products, torch.ones_like(products[0])), dim=1)
-    with torch.enable_grad():  # the transpose of reading spreads the points over the texels they read
-        texels = torch.zeros_like(told, requires_grad=True)
-        spread = torch.autograd.grad(_read(texels, uv), texels, points)[0]
-    told.mul_(MEMORY).add_(spread)
+    told.mul_(MEMORY).add_(lookup.spread(points, told.shape, lookup.image_grid(uv)))
 
 
 @torch.no_grad()
@@ -54,7 +53,7 @@ def newton_step(told: Tensor, uv: Tensor, slope: Tensor, residual: Tensor, dampi
     derivative along the residual, (A + j j')^-1 j = A^-1 j / (1 + j' A^-1 j) (Sherman and Morrison), which never goes
     farther than the residual.
     """
-    sums = _read(told, uv).unbind(1)
+    sums = lookup.read(told, lookup.image_grid(uv)).unbind(1)
     weight = sums[-1] + EXPECTED_POINTS
     mean = {pair: total / weight for pair, total in zip(PAIRS, sums[:-1], strict=True)}
     for value in range(slope.shape[1]):
@@ -62,11 +61,6 @@ def newton_step(told: Tensor, uv: Tensor, slope: Tensor, residual: Tensor, dampi
     step = _solve(mean, slope)
     own = (slope * step).sum(1) / (residual**2).sum(1).clamp(min=1e-12)
     return (step / (1 + own.clamp(min=0))[:, None]).clamp(-FARTHEST, FARTHEST)
-
-
-def _read(image: Tensor, uv: Tensor) -> Tensor:
-    grid = (uv * 2 - 1).view(1, -1, 1, 2)
-    return torch.nn.functional.grid_sample(image, grid, padding_mode="border", align_corners=False)[0, :, :, 0].T
 
 
 def _solve(matrix: dict[tuple[int, int], Tensor], right: Tensor) -> Tensor:

@@ -36,20 +36,20 @@ def no_sums(parameters: Sequence[Tensor]) -> Sums:
 def descend(
     parameters: Sequence[Tensor],
     sums: Sums,
-    moves: Sequence[Tensor | None],
-    reach: Sequence[Tensor | None],
+    summed: Sequence[tuple[Tensor, Tensor] | None],
     rates: Sequence[float],
     decays: Sequence[float],
 ) -> None:
     """Move `parameters` down in place, each by its rate of the mean wish, after losing `decay` of its value.
 
-    `moves`: sums of the wishes by the shares the texels have in the points; `reach`: sums of these shares; None where
+    `summed`: the sums of the wishes by the shares the texels have in the points, and those of these shares; None where
     a parameter was not read.
     """
     for index, parameter in enumerate(parameters):
-        if moves[index] is None:
+        if summed[index] is None:
             continue
-        sums.moves[index].mul_(MEMORY).add_(moves[index])
-        sums.reach[index].mul_(MEMORY).add_(reach[index])
+        moves, reach = summed[index]
+        sums.moves[index].mul_(MEMORY).add_(moves)
+        sums.reach[index].mul_(MEMORY).add_(reach)
         parameter.mul_(1 - decays[index])
         parameter.addcdiv_(sums.moves[index], sums.reach[index] + ENOUGH, value=-rates[index])

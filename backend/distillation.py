@@ -33,6 +33,8 @@ class Options:
     grid_start, grid_strength, grid_steps: of four views (four_views.py): whether they begin as a "render" or a "blob",
     the share of the timesteps they begin at, and the model calls.
     latent_steps: of Latent-Paint.
+    shadows: whether the mesh hides light from itself, "on", "off" or "auto": with models that paint shadows.
+    deep_image_prior: the maps are painted by a small network (deep_image_prior.py) instead of being texels.
     staging: whose cameras and lights: Patina's "own" or those of "dreamfusion", with its three kinds of shading.
     """
 
@@ -53,11 +55,13 @@ class Options:
     inversion_steps: int = 10
     inversion_noise: float = 0.3
     joint_views: bool = False
+    shadows: str = "auto"
     staging: str = "own"
     grid_start: str = "render"
     grid_strength: float = 0.95
     grid_steps: int = 30
     latent_steps: int = 400
+    deep_image_prior: bool = False
 
     def __post_init__(self) -> None:
         if self.guidance_scale_end is not None and not 0 <= self.guidance_scale_end <= 200:
@@ -77,6 +81,8 @@ class Options:
             raise ValueError(f"Four views begin as a “render” or as a “blob”, not as “{self.grid_start}”.")
         if not 0.02 < self.grid_strength <= 1 or self.grid_steps < 1:
             raise ValueError("Four views need a strength over 0.02 and at most 1, and at least one step.")
+        if self.shadows not in ("auto", "on", "off"):
+            raise ValueError(f"Shadows are “auto”, “on” or “off”, not “{self.shadows}”.")
         if self.staging not in ("own", "dreamfusion"):
             raise ValueError(f"Cameras and lights are “own” or of “dreamfusion”, not of “{self.staging}”.")
         if min(self.k_steps, self.reuse, self.inversion_steps, self.latent_steps) < 1:
@@ -96,14 +102,23 @@ PUBLISHED: dict[str, dict] = {
 def published(name: str, settings: dict[str, str] | None = None) -> Options:
     """The options the method `name` was published with, where they matter to it, and what `settings` say instead: name
     of an option -> its value in words ("0.5", "true", "0.98,0.5"). Raises ValueError with a sentence."""
-    read = {option: _read(option, text) for option, text in (settings or {}).items()}
-    return Options(**{**PUBLISHED.get(name, {}), **read})
+    return Options(**{**PUBLISHED.get(name, {}), **read_settings(Options, settings or {})})
 
 
-def _read(option: str, text: str) -> object:
-    kinds = {field.name: str(field.type) for field in fields(Options) if field.name != "negative_prompt"}
-    if option not in kinds:
-        raise ValueError(f"There is no option “{option}”; there are {', '.join(kinds)}.")
+def option_names(kind: type) -> list[str]:
+    """What `read_settings` knows of it."""
+    return [field.name for field in fields(kind) if field.name != "negative_prompt"]
+
+
+def read_settings(kind: type, settings: dict[str, str]) -> dict[str, object]:
+    """The values that words mean for fields of the dataclass `kind`. Raises ValueError with a sentence."""
+    return {option: _read(kind, option, text) for option, text in settings.items()}
+
+
+def _read(owner: type, option: str, text: str) -> object:
+    kinds = {field.name: str(field.type) for field in fields(owner)}
+    if option not in option_names(owner):
+        raise ValueError(f"There is no option “{option}”; there are {', '.join(option_names(owner))}.")
     kind = kinds[option]
     try:
         if kind == "bool":
@@ -177,10 +192,11 @@ def threshold(x0_hat: Tensor, percentile: float, bound: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Aim:
-    """Pictures (B, 3, H, W) in -1..1, and how much each counts, (B,)."""
+    """Pictures (B, 3, H, W) in -1..1, how much each counts, (B,), and how noisy each was seen: time (B,), 0..1."""
 
     picture: Tensor
     weight: Tensor
+    time: Tensor
 
     def gradient(self, x0: Tensor) -> Tensor:
         """(B, 3, H, W) on pictures x0 (B, 3, H, W)."""
@@ -228,7 +244,7 @@ def take_aim(
         if target.clamp:
             picture = picture.clamp(-1, 1)
         weight = WEIGHTINGS[options.weighting or target.weighting](look.alpha_bar(t))
-        return Aim(picture, target.factor * weight)
+        return Aim(picture, target.factor * weight, t / len(model.alphas_cumprod))
 
 
 def _joint(
@@ -248,4 +264,5 @@ def _joint(
         model, tile(x0[filled]), together, tile(mask[filled]), progress, method, scale,
         replace(options, joint_views=False), generator, companion,
     )  # fmt: skip
-    return Aim(untile(aim.picture)[:count], aim.weight.repeat_interleave(FOUR)[:count])
+    each = (part.repeat_interleave(FOUR)[:count] for part in (aim.weight, aim.time))
+    return Aim(untile(aim.picture)[:count], *each)

@@ -17,6 +17,7 @@ from . import lighting, material
 from .cameras import Cameras, look_at
 from .ggx_tables import GgxTables
 from .lighting import Lights
+from .occlusion import Openness
 from .rasterize import GBuffer
 from .shading import linear_to_srgb, shade
 
@@ -59,14 +60,17 @@ def draw_shading(count: int, generator: torch.Generator) -> Tensor:
     return torch.multinomial(torch.tensor(SHARES), count, replacement=True, generator=generator)
 
 
-def shaded(gbuffer: GBuffer, values: Tensor, lights: Lights, tables: GgxTables, shading: Tensor | None) -> Tensor:
+def shaded(
+    gbuffer: GBuffer, values: Tensor, lights: Lights, tables: GgxTables, shading: Tensor | None,
+    openness: Openness | None = None,
+) -> Tensor:  # fmt: skip
     """Display values (N, 3) in 0..1 of stored ones (N, 7), each picture by its `shading` (B,); None: all lit.
 
     Without texture, the surface is white and matt, and only its relief shows; by base colour alone, no light falls.
     """
     surface = material.surface_maps(values)
     if shading is None:
-        return _displayed(shade(gbuffer, surface, lights, tables))
+        return _displayed(shade(gbuffer, surface, lights, tables, openness=openness))
     mode = shading.to(gbuffer.view.device)[gbuffer.view]
     bare = mode == TEXTURELESS
     surface = replace(
@@ -75,7 +79,7 @@ def shaded(gbuffer: GBuffer, values: Tensor, lights: Lights, tables: GgxTables, 
         metallic=surface.metallic.masked_fill(bare, 0.0),
         roughness=surface.roughness.masked_fill(bare, 1.0),
     )
-    lit = _displayed(shade(gbuffer, surface, lights, tables))
+    lit = _displayed(shade(gbuffer, surface, lights, tables, openness=openness))
     return torch.where((mode == BASE_COLOR)[:, None], values[:, material.BASE_COLOR], lit)
 
 

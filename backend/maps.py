@@ -14,11 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from addon.protocol import FILE_FORMATS, MAP_NAMES
+from addon.protocol import EXTRA_MAPS, FILE_FORMATS, MAP_NAMES
 
 from . import map_files
 
 CHANNELS = {"base_color": 3, "metallic": 1, "roughness": 1, "normal": 3}
+_EXTRA_CHANNELS = dict.fromkeys(EXTRA_MAPS, 1)
 
 _RINGS = 4  # texels around an island that take the colour of its border and of no other's
 # How much a texel that was itself filled counts beside a covered one.
@@ -129,10 +130,11 @@ def unit_normals(stored: torch.Tensor) -> torch.Tensor:
 
 
 def _checked(name: str, values: torch.Tensor | np.ndarray, covered: torch.Tensor) -> torch.Tensor:
-    if name not in MAP_NAMES:
+    channels = CHANNELS | _EXTRA_CHANNELS
+    if name not in channels:
         raise ValueError(f"{name!r} is no map; the maps are {', '.join(MAP_NAMES)}.")
     values = torch.as_tensor(values).detach().to("cpu", torch.float32)
-    if values.shape != (*covered.shape, CHANNELS[name]):
+    if values.shape != (*covered.shape, channels[name]):
         raise ValueError(f"The map {name} has the shape {tuple(values.shape)}; coverage is {tuple(covered.shape)}.")
     if not torch.isfinite(values.sum(dtype=torch.float64)):
         raise ValueError(f"The map {name} holds values that are not numbers: the optimisation diverged.")

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import seams
+from . import lookup, seams
 from .mesh import Mesh
 from .rasterize import GBuffer, Triangles, texels_of
 from .shading import SurfaceMaps, srgb_to_linear
@@ -68,12 +68,24 @@ def raw_values(maps: LearnableMaps, position: Tensor, uv: Tensor, footprint: Ten
     return _blend(maps.volumes, maps.pyramid, position, uv, footprint, detail)
 
 
-def reach(maps: LearnableMaps, gbuffer: GBuffer, detail: float = 1.0) -> list[Tensor | None]:
-    """For each of `maps.parameters()` the sums (1, 1, ...) of the texels' shares in the points; None: not open."""
-    levels = [torch.zeros_like(p[:, :1]).requires_grad_(True) for p in maps.parameters()]
-    volumes, pyramid = levels[: len(maps.volumes)], levels[len(maps.volumes) :]
-    total = _blend(volumes, pyramid, gbuffer.position, gbuffer.uv, gbuffer.footprint, detail)
-    return list(torch.autograd.grad(total, levels, torch.ones_like(total), allow_unused=True))
+@torch.no_grad()
+def scatter(
+    maps: LearnableMaps, gbuffer: GBuffer, values: Tensor, detail: float = 1.0
+) -> list[tuple[Tensor, Tensor] | None]:
+    """What raw_values reads, the other way round: for each of `maps.parameters()` the sums (1, 7, ...) of the points'
+    `values` (N, 7) by the texels' shares in them, and the sums of these shares (1, 1, ...); None: not open."""
+    weights = _weights(maps.volumes, maps.pyramid, gbuffer.footprint, detail)
+    grid3, grid2 = lookup.volume_grid(gbuffer.position), lookup.image_grid(gbuffer.uv)
+    values = torch.cat((values, torch.ones_like(values[:, :1])), dim=1)
+    sums: list[tuple[Tensor, Tensor] | None] = []
+    for parameter, weight in zip(maps.parameters(), weights, strict=True):
+        if weight is None:
+            sums.append(None)
+            continue
+        weighted = values * (weight[:, None] if isinstance(weight, Tensor) else weight)
+        summed = lookup.spread(weighted, parameter.shape, grid3 if parameter.ndim == 5 else grid2)
+        sums.append((summed[:, :-1], summed[:, -1:]))
+    return sums
 
 
 def gain(maps: LearnableMaps, footprint: Tensor, shares: Sequence[float], detail: float = 1.0) -> Tensor:
@@ -105,22 +117,14 @@ def _blend(
 ) -> Tensor:
     weights = _weights(volumes, pyramid, footprint, detail)
     total = position.new_zeros(position.shape[0], volumes[0].shape[1])
-    grid3 = position.flip(-1).view(1, -1, 1, 1, 3)  # grid_sample wants the last axis first
+    grid3, grid2 = lookup.volume_grid(position), lookup.image_grid(uv)
     for weight, volume in zip(weights, volumes, strict=False):
         if weight is not None:
-            total = total + weight * _sample(volume, grid3)
-    grid2 = (uv * 2 - 1).view(1, -1, 1, 2)
+            total = total + weight * lookup.read(volume, grid3)
     for weight, image in zip(weights[len(volumes) :], pyramid, strict=True):
         if weight is not None:
-            total = total + weight[:, None] * _sample(image, grid2)
+            total = total + weight[:, None] * lookup.read(image, grid2)
     return total
-
-
-def _sample(image: Tensor, grid: Tensor) -> Tensor:
-    if image.shape[-1] == 1:
-        return image.flatten()[None].expand(grid.shape[1], -1)
-    values = torch.nn.functional.grid_sample(image, grid, padding_mode="border", align_corners=False)
-    return values.view(image.shape[1], -1).T
 
 
 class _Clamp(torch.autograd.Function):

@@ -47,6 +47,15 @@ PRESETS = (
     Preset("DeepFloyd/IF-I-XL-v1.0", "DeepFloyd IF: research only (ask first)", "64 px pictures, from 12 GB", 18),
 )
 
+# ControlNets (--control); the id says whether they look at depth or normals.
+CONTROL_PRESETS = (
+    Preset("lllyasviel/control_v11f1p_sd15_depth", "CreativeML Open RAIL-M", "depth, for SD 1.5", 0.7),
+    Preset("lllyasviel/control_v11p_sd15_normalbae", "CreativeML Open RAIL-M", "normals, for SD 1.5", 0.7),
+    Preset("diffusers/controlnet-depth-sdxl-1.0", "CreativeML Open RAIL++-M", "depth, for SDXL", 2.5),
+    Preset("stabilityai/stable-diffusion-3.5-large-controlnet-depth", "Stability AI Community (ask first)",
+           "depth, for SD 3.5 Large", 8.6),
+)  # fmt: skip
+
 
 def home() -> Path:
     """Where fetched models lie: $PATINA_MODELS, or a folder of the user's."""
@@ -71,6 +80,11 @@ def find(name: str) -> Path | None:
     return None
 
 
+def is_partly_here(name: str) -> bool:
+    """Whether `name` is the id of a model whose fetching broke off."""
+    return bool(IDENTIFIER.fullmatch(name)) and ".." not in name and place(name).is_dir() and find(name) is None
+
+
 def fetched() -> list[Path]:
     return sorted(path.parent for path in home().glob(f"*--*/{FACTS}"))
 
@@ -89,13 +103,16 @@ def facts_of(path: Path) -> dict:
 
 
 def check(path: Path, hashes: bool = True) -> folder.ModelFolder:
-    """The model in `path`, whole and as it was published where that is known. Raises ModelError."""
+    """The model or ControlNet in `path` (its class is then the pipeline), whole and as it was published where that is
+    known. Raises ModelError."""
     for name, (size, digest) in facts_of(path).get("files", {}).items():
         file = path / name
         if not file.is_file() or file.stat().st_size != size:
             raise ModelError(f"The model is not complete: {file} is missing or cut off. Pull it again.")
         if hashes and digest and _sha256(file) != digest:
             raise ModelError(f"{file} is not what was published: it is damaged. Pull it again.")
+    if folder.is_control(path):
+        return folder.ModelFolder(path, folder.check_control(path), {}, {})
     return folder.read(path)
 
 
@@ -109,7 +126,8 @@ def pull(identifier: str, accept: bool, tell=print) -> Path:
     hub, info = _ask_hub(identifier)
     wanted = _wanted_files(hub, identifier, info)
     total = sum(size or 0 for size, _ in wanted.values())
-    licence = next((preset.licence for preset in PRESETS if preset.id == identifier), None) or _licence(info)
+    known = (preset.licence for preset in (*PRESETS, *CONTROL_PRESETS) if preset.id == identifier)
+    licence = next(known, None) or _licence(info)
     tell(f"{identifier}: {total / 1e9:.1f} GB, licence: {licence}")
     if not accept:
         raise ModelError(f"Nothing was fetched. Read the licence at {_address(hub, identifier)}, then add --accept.")
@@ -152,7 +170,7 @@ def _wanted_files(hub, identifier: str, info) -> dict[str, tuple[int | None, str
     """File -> (size, sha256 of large ones) of what Patina loads."""
     there = {file.rfilename: (file.size, file.lfs.sha256 if file.lfs else None) for file in info.siblings or []}
     if "model_index.json" not in there:
-        raise ModelError(f"“{identifier}” is no model in diffusers' format: it holds no model_index.json.")
+        return _wanted_of_control(hub, identifier, info, there)
     index = _fetch(hub, identifier, "model_index.json", info.sha, place(identifier))
     pipeline = json.loads(index.read_text("utf-8")).get("_class_name")
     if pipeline not in folder.KNOWN:
@@ -161,14 +179,34 @@ def _wanted_files(hub, identifier: str, info) -> dict[str, tuple[int | None, str
     for part in folder.KNOWN[pipeline]:
         # A name from the network becomes a path here: a plain file of the part, nothing above or below it.
         names = [name for name in there if re.fullmatch(rf"{part}/[\w.-]+", name) and FETCHED.search(name)]
-        half = [name for name in names if ".fp16." in name]
         weights = [name for name in names if ".safetensors" in name]
         if not weights and part not in ("scheduler",) and not part.startswith("tokenizer") and names:
             raise ModelError(f"“{identifier}” has no safetensors for its {part}; Patina opens nothing else.")
         other = [name for name in names if name not in weights]
-        chosen = half if any(name.endswith(".safetensors") for name in half) else weights
-        wanted |= {name: there[name] for name in (*other, *chosen)}
+        wanted |= {name: there[name] for name in (*other, *_smallest(weights))}
     return wanted
+
+
+def _wanted_of_control(hub, identifier: str, info, there: dict) -> dict[str, tuple[int | None, str | None]]:
+    refused = ModelError(
+        f"“{identifier}” is neither a model nor a control in diffusers' format: it holds no model_index.json, and no "
+        "config.json of a ControlNet."
+    )
+    if "config.json" not in there:
+        raise refused
+    config = _fetch(hub, identifier, "config.json", info.sha, place(identifier))
+    if json.loads(config.read_text("utf-8")).get("_class_name") not in folder.CONTROLS:
+        raise refused
+    weights = [name for name in there if re.fullmatch(r"diffusion_pytorch_model[\w.-]*\.safetensors[\w.]*", name)]
+    if not weights:
+        raise ModelError(f"“{identifier}” has no safetensors; Patina opens nothing else.")
+    return {name: there[name] for name in ("config.json", *_smallest(weights))}
+
+
+def _smallest(weights: list[str]) -> list[str]:
+    """Those of half precision, where they are whole files."""
+    half = [name for name in weights if ".fp16." in name]
+    return half if any(name.endswith(".safetensors") for name in half) else weights
 
 
 def _fetch(hub, identifier: str, name: str, revision: str, target: Path) -> Path:
@@ -263,6 +301,8 @@ def main(arguments: argparse.Namespace) -> int:
             print(pull(arguments.model, arguments.accept, lambda sentence: print(sentence, file=sys.stderr)))
         case "check":
             path = find(arguments.model)
+            if path is None and is_partly_here(arguments.model):
+                raise ModelError(f"The model “{arguments.model}” was not fetched to its end. Pull it again.")
             if path is None:
                 raise ModelError(f"There is no model “{arguments.model}” here.")
             found = check(path)
@@ -273,12 +313,15 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def listed() -> list[dict]:
-    """The built-in model, those fetched and those that could be: id, licence, use, gigabytes, here, problem."""
+    """The built-in model, those fetched and those that could be: id, licence, use, gigabytes, here, problem. No
+    controls: what stands here can be chosen as a model."""
     rows = [
         {"id": protocol.BUILT_IN_MODEL, "licence": "Apache-2.0", "use": "materials by its own words", "gigabytes": 0.0}
     ]
     presets = {preset.id: preset for preset in PRESETS}
     for path in fetched():
+        if folder.is_control(path):
+            continue
         facts, problem = facts_of(path), ""
         try:
             check(path, hashes=False)
@@ -308,6 +351,6 @@ def _list() -> None:
         print(f"{facts['id']}: {size_of(path) / 1e9:.2f} GB, {facts.get('licence')}; {state}")
     print(f"To fetch, with their licences (into {home()}):")
     here = _ids()
-    for preset in PRESETS:
+    for preset in (*PRESETS, *CONTROL_PRESETS):
         if preset.id not in here:
             print(f"  {preset.id}: about {preset.gigabytes:g} GB, {preset.licence}; {preset.use}")

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
 from addon.protocol import BUILT_IN_MODEL
 
-from .diffusion.interface import Controllable, Denoiser, ModelError
+from .diffusion.interface import Controllable, Denoiser, ModelError, Sparing
+from .diffusion.likeness import Clip
+from .diffusion.memory import Memory
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -52,7 +56,8 @@ def set_control(model: Denoiser, control: str, kind: str, strength: float) -> No
     if not isinstance(model, Controllable):
         if control:
             raise ModelError(
-                f"“{model.name}” takes no control: only Stable Diffusion 1.5, 2.x and SDXL do. Leave the control out."
+                f"“{model.name}” takes no control: only Stable Diffusion 1.5, 2.x, SDXL, SD3 and Z-Image do. Leave the "
+                "control out."
             )
         return
     from .model_store import find
@@ -63,20 +68,35 @@ def set_control(model: Denoiser, control: str, kind: str, strength: float) -> No
     model.set_control(path, kind, strength)
 
 
+def set_memory(model: Denoiser, memory: Memory) -> None:
+    """Let `model` share its device like this. Raises ModelError for what it cannot do."""
+    if isinstance(model, Sparing):
+        model.set_memory(memory)
+    elif memory != Memory():
+        raise ModelError(
+            f"“{model.name}” is small and shares its device anyhow. Leave {', '.join(asdict(memory))} out."
+        )
+
+
+def clip(name: str, device: torch.device) -> Clip | None:
+    """The CLIP model in the folder `name`; None without a name. Raises ModelError."""
+    return Clip(Path(name).expanduser(), device) if name else None
+
+
 def second_stage(name: str, device: torch.device) -> Denoiser:
-    """The second stage of a cascade, from a folder or the id of a fetched one. Raises ModelError."""
-    return _from_folder(name, device, second=True)
+    """The second stage of a cascade: the built-in one, a folder, or the id of a fetched one. Raises ModelError."""
+    return _built_in(device, second=True) if name == BUILT_IN_MODEL else _from_folder(name, device, second=True)
 
 
 def _load(name: str, device: torch.device) -> Denoiser:
     return _built_in(device) if name == BUILT_IN_MODEL else _from_folder(name, device)
 
 
-def _built_in(device: torch.device) -> Denoiser:
-    from .diffusion.built_in import BuiltInPrior
+def _built_in(device: torch.device, second: bool = False) -> Denoiser:
+    from .diffusion.built_in import FIRST, SECOND, BuiltInPrior
 
     try:
-        return BuiltInPrior(device)
+        return BuiltInPrior(device, stage=SECOND if second else FIRST)
     except torch.OutOfMemoryError:
         raise
     # A file that is torn is a SafetensorError or a ValueError, weights of another shape a RuntimeError.
@@ -87,10 +107,14 @@ def _built_in(device: torch.device) -> Denoiser:
 def _from_folder(name: str, device: torch.device, second: bool = False) -> Denoiser:
     try:
         from .diffusion import families
-        from .model_store import find
+        from .model_store import find, is_partly_here
     except ImportError as error:
         raise ModelError(f"Models from folders need the library “{error.name}”. Repair the backend.") from error
     path = find(name)
+    if path is None and is_partly_here(name):
+        raise ModelError(
+            f"The model “{name}” was not fetched to its end. Go on with: python -m backend models pull {name} --accept"
+        )
     if path is None:
         raise ModelError(
             f"Patina does not know the model “{name}”. Choose “{BUILT_IN_MODEL}”, the folder of a model in diffusers' "

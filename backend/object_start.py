@@ -42,7 +42,7 @@ def uniform_start(
     """Raw channels (7,) of the uniform material that fits the model's pictures best."""
     indices = pool.draw(VIEWS, CLOSE, generator)
     device = pool.triangles.positions.device
-    lights = lighting.sample(len(indices), generator).to(device)
+    lights = pool.lights(len(indices), generator)
     scene = pool.scene(indices, lights, pattern_scale, offset)
     if isinstance(model, KnowsMaterials):
         return _raw_of(model.believed_material(scene).mean(0))

@@ -3,12 +3,13 @@
 
 A `Sky` holds one parallel depth map a direction. For the points of a G-buffer it says which directions are open;
 that share of the world's light arrives (diffuse by the cosine, glossy by the lobe), and suns are open or not.
-Light that comes by way of other surfaces is not counted. Knows geometry and directions; no textures.
+Light that comes by way of other surfaces is not counted. The shares are constants to the maps: they change slowly
+with roughness and normal, and their derivatives would cost gigabytes. Knows geometry and directions; no textures.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -100,17 +101,24 @@ def nearest_directions(direction: Tensor, suns: Tensor) -> Tensor:
 
 def snapped(lights: Lights, sky: Sky) -> tuple[Lights, Tensor]:
     """The lights with every sun moved to the nearest direction of the sky, and those directions' indices (B, S)."""
-    from dataclasses import replace
-
     index = nearest_directions(sky.direction, lights.sun_direction)
     return replace(lights, sun_direction=sky.direction[index]), index
 
 
+def opened(sky: Sky, gbuffer: GBuffer, lights: Lights) -> tuple[Lights, Openness]:
+    """The lights with every sun moved to the nearest direction of the sky, and what of them reaches the points."""
+    lights, index = snapped(lights, sky)
+    share = open_share(sky, gbuffer.position, gbuffer.geometric_normal)
+    return lights, Openness(sky.direction, share, share.gather(1, index[gbuffer.view]))
+
+
+@torch.no_grad()
 def diffuse_share(openness: Openness, gbuffer: GBuffer, normal: Tensor, lights: Lights) -> Tensor:
     """(N, 3 rgb) share of the world's irradiance on `normal` (N, 3) that arrives."""
     return _share(openness, gbuffer, lights, lambda part: (normal[part] @ openness.direction.T).clamp(min=0))
 
 
+@torch.no_grad()
 def glossy_share(openness: Openness, gbuffer: GBuffer, normal: Tensor, roughness: Tensor, lights: Lights) -> Tensor:
     """(N, 3 rgb) share of the world's light in the lobe of `roughness` (N,) about `normal` (N, 3) that arrives."""
     alpha2 = (roughness**2).clamp(min=NARROWEST_ALPHA)[:, None] ** 2

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from . import curvature, dreamfusion, lighting, material
+from . import curvature, dreamfusion, material
+from .deep_image_prior import DeepImagePrior
 from .descent import Sums, descend, no_sums
 from .diffusion.interface import Adaptable, Companion, Denoiser, KnowsMaterials, ModelError, Scene
 from .distillation import Aim, Options, take_aim
@@ -65,6 +66,7 @@ class State:
     step: int = 0
     held: Held | None = None  # what must stay as it is; the same in every attempt
     companion: Companion | None = None  # what the guidance trains beside the maps, where it does
+    image_prior: DeepImagePrior | None = None  # what paints the UV levels, where they are not texels of their own
 
 
 def new_state(plan: Plan, device: torch.device) -> State:
@@ -73,7 +75,10 @@ def new_state(plan: Plan, device: torch.device) -> State:
         tuple(v.detach().clone() for v in maps.volumes), tuple(p.detach().clone() for p in maps.pyramid)
     )
     told = curvature.nothing_told(plan.finest, device)
-    return State(maps, average, no_sums(maps.parameters()), told, torch.Generator().manual_seed(plan.seed))
+    state = State(maps, average, no_sums(maps.parameters()), told, torch.Generator().manual_seed(plan.seed))
+    if plan.options.deep_image_prior:
+        state.image_prior = DeepImagePrior(maps.pyramid, plan.seed)
+    return state
 
 
 def go_on_from(state: State, before: State) -> None:
@@ -126,6 +131,8 @@ def step(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxT
             raise FloatingPointError(f"The render of step {state.step} holds values that are not numbers.")
         if aim is None:
             aim = _aim(x0, state, plan, model, scene, progress)
+            if pool.reference is not None:
+                aim = pool.reference.led(aim, scene.gbuffer.coverage[:, None])
         wanted = aim.gradient(x0).permute(0, 2, 3, 1).reshape(-1, 3)[scene.gbuffer.pixel]
         if not bool(torch.isfinite(wanted).all()):
             raise ModelError(
@@ -134,8 +141,8 @@ def step(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxT
             )
         signs = torch.randint(0, 2, rendered.shape, generator=state.generator).to(rendered) * 2 - 1
         signed = torch.autograd.grad(rendered, values, signs, retain_graph=True)[0]
-        slope = torch.autograd.grad(rendered, values, wanted)[0]
         curvature.observe(state.told, scene.gbuffer.uv, signed)
+        slope = torch.autograd.grad(rendered, values, wanted)[0]
         if pool.reference is not None:
             slope *= 1 - pool.reference.covers(scene.gbuffer)[:, None]
         _move(state, plan, scene, progress, raw, values.detach(), slope, wanted)
@@ -166,10 +173,9 @@ def _scene(state: State, plan: Plan, pool: ViewPool) -> tuple[list[int], Scene]:
     if published:
         where = torch.tensor(indices)
         angles = pool.cameras.azimuth_deg[where], pool.cameras.elevation_deg[where]
-        lights = dreamfusion.draw_lights(*angles, state.generator)
+        lights = dreamfusion.draw_lights(*angles, state.generator).to(pool.triangles.positions.device)
     else:
-        lights = lighting.sample(len(indices), state.generator)
-    lights = lights.to(pool.triangles.positions.device)
+        lights = pool.lights(len(indices), state.generator)
     return indices, pool.scene(indices, lights, plan.pattern_scale, pattern_offset(plan))
 
 
@@ -183,15 +189,16 @@ def _shading(state: State, plan: Plan, model: Denoiser, scene: Scene) -> Tensor 
 def _render(
     state: State, plan: Plan, scene: Scene, tables: GgxTables, progress: float, shading: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The maps at the scene's points: raw values (N, 7), which know the maps; stored ones, which are variables of
-    their own and do not; and the display values (N, 3) in -1..1, which know the stored ones."""
+    """The maps at the scene's points: raw values (N, 7); stored ones, which are variables of their own; and the
+    display values (N, 3) in -1..1, which know the stored ones."""
     gbuffer = scene.gbuffer
-    raw = material.raw_values(state.maps, gbuffer.position, gbuffer.uv, gbuffer.footprint, _detail(plan, progress))
-    values = material.stored_values(raw.detach())
+    with torch.no_grad():
+        raw = material.raw_values(state.maps, gbuffer.position, gbuffer.uv, gbuffer.footprint, _detail(plan, progress))
+    values = material.stored_values(raw)
     if state.held is not None:
         values = state.held.mix(values, gbuffer)
     values = values.requires_grad_(True)
-    rendered = dreamfusion.shaded(gbuffer, values, scene.lights, tables, shading) * 2 - 1
+    rendered = dreamfusion.shaded(gbuffer, values, scene.lights, tables, shading, scene.openness) * 2 - 1
     return raw, values, rendered
 
 
@@ -213,15 +220,20 @@ def _move(
         moves[:, material.NORMAL] = 0.0
     if state.held is not None:
         moves = moves * state.held.share(gbuffer)
+    parameters, rate = state.maps.parameters(), plan.rate * _rate_share(progress, plan)
+    if state.image_prior is not None:
+        wishes = material.raw_moves(raw, moves)
+        summed = material.scatter(state.maps, gbuffer, wishes, detail)[len(state.maps.volumes) :]
+        if any(part is not None for part in summed):
+            summed = [None if part is None else part[0] for part in summed]
+            state.image_prior.move(state.maps.pyramid, summed, len(wishes), rate)
+        return
     shares = _shares(state.maps)
-    parameters = state.maps.parameters()
     gain = material.gain(state.maps, gbuffer.footprint, shares, detail)
-    wishes = material.raw_moves(raw.detach(), moves) / gain[:, None]
-    summed = torch.autograd.grad(raw, parameters, wishes, allow_unused=True)
-    rate = plan.rate * _rate_share(progress, plan)
+    wishes = material.raw_moves(raw, moves) / gain[:, None]
     decay = [0.0] * len(state.maps.volumes) + [plan.detail_decay * rate] * len(state.maps.pyramid)
-    reach = material.reach(state.maps, gbuffer, detail)
-    descend(parameters, state.sums, summed, reach, [rate * share for share in shares], decay)
+    summed = material.scatter(state.maps, gbuffer, wishes, detail)
+    descend(parameters, state.sums, summed, [rate * share for share in shares], decay)
 
 
 def _shares(maps: LearnableMaps) -> list[float]:

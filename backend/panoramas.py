@@ -82,7 +82,9 @@ def lights(environments: list[Environment], which: Tensor, generator: torch.Gene
     count = len(which)
     turn, gain = torch.eye(3).repeat(count, 1, 1), torch.ones(count)
     if generator is not None:
-        turn = torch.linalg.qr(torch.randn(count, 3, 3, generator=generator))[0]
+        turn, triangular = torch.linalg.qr(torch.randn(count, 3, 3, generator=generator))
+        # Even over all rotations only with these signs; without them light came from one side.
+        turn = turn * torch.sign(torch.diagonal(triangular, dim1=1, dim2=2))[:, None]
         turn = turn * torch.sign(torch.linalg.det(turn))[:, None, None]
         gain = torch.exp(0.25 * torch.randn(count, generator=generator))
 

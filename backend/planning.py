@@ -9,9 +9,11 @@ from addon import protocol
 from addon.protocol import TextureRequest
 
 from .diffusion.interface import Denoiser
-from .distillation import Options, published
+from .diffusion.memory import Memory
+from .distillation import Options, option_names, published, read_settings
 from .guidance import GUIDANCE
 from .optimisation import Plan
+from .reference import LikenessOptions
 
 # The optimiser resolves no more than its close-ups show; larger outputs are interpolated from it.
 EFFECTIVE_SIZE = 512
@@ -29,6 +31,35 @@ def check_guidance(request: TextureRequest) -> None:
             f"guidance must be one of {', '.join(GUIDANCE)}, or {NO_GUIDANCE} with the start four_views or "
             "latent_paint."
         )
+
+
+def memory_of(request: TextureRequest) -> Memory:
+    """How the request's models share their device: no part of the plan, since it changes nothing of the maps. Raises
+    ProtocolError."""
+    return _read_as(Memory, request)
+
+
+def likeness_of(request: TextureRequest) -> LikenessOptions:
+    """Raises ProtocolError."""
+    wanted = _read_as(LikenessOptions, request)
+    if wanted != LikenessOptions() and not request.reference:
+        raise protocol.ProtocolError(
+            "The option clip_model compares other views with a reference picture, and none is given. Give one, or "
+            "leave the option out."
+        )
+    return wanted
+
+
+def _read_as(owner: type, request: TextureRequest):
+    """What the request's options say of this dataclass."""
+    try:
+        return owner(**read_settings(owner, _of(owner, request)))
+    except ValueError as error:
+        raise protocol.ProtocolError(str(error)) from error
+
+
+def _of(owner: type, request: TextureRequest) -> dict[str, str]:
+    return {name: text for name, text in request.options.items() if name in option_names(owner)}
 
 
 def make_plan(request: TextureRequest, model: Denoiser) -> Plan:
@@ -51,9 +82,7 @@ def make_plan(request: TextureRequest, model: Denoiser) -> Plan:
 
 def second_plan(plan: Plan, request: TextureRequest, model: Denoiser) -> Plan:
     """How the second stage of a cascade goes on: larger pictures, half as many steps, small changes of all detail."""
-    options = replace(
-        plan.options, highest=(0.6, 0.3), lowest=(0.1, 0.02), guidance_scale_end=None, joint_views=False
-    )
+    options = replace(plan.options, highest=(0.6, 0.3), lowest=(0.1, 0.02), guidance_scale_end=None, joint_views=False)
     return replace(
         plan,
         steps=max(1, plan.steps // 2),
@@ -80,10 +109,19 @@ def first_step(request: TextureRequest, plan: Plan) -> int:
 
 
 def _options(request: TextureRequest) -> Options:
+    known = [name for owner in (Options, Memory, LikenessOptions) for name in option_names(owner)]
+    for name in request.options:
+        if name not in known:
+            raise protocol.ProtocolError(f"There is no option “{name}”; there are {', '.join(known)}.")
     try:
-        options = published(request.guidance, request.options)
+        options = published(request.guidance, _of(Options, request))
     except ValueError as error:
         raise protocol.ProtocolError(str(error)) from error
+    if options.deep_image_prior and (request.start != "uniform" or request.start_maps):
+        raise protocol.ProtocolError(
+            "The option deep_image_prior paints from noise and cannot go on from maps or another start. Leave it out, "
+            "or begin with uniform."
+        )
     if request.start != "uniform":
         # Late timesteps would paint over what is there already.
         options = replace(

@@ -3,14 +3,15 @@
 
 What it shows, the model has no say in: else close-ups would paint over it what the picture is too coarse to see. It is
 taken for the object under an even white world, since nobody knows its light, and moves the base colour alone. Other
-views are let in by and by, nearest azimuths first. Knows no model and no optimiser.
+views are let in by and by, nearest azimuths first. Knows no diffusion model and no optimiser.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -21,32 +22,62 @@ from addon.protocol import ProtocolError
 from . import lighting
 from .cameras import FULL_VIEW_MARGIN, Cameras, look_at
 from .diffusion.interface import Scene
+from .diffusion.likeness import CLEAN_BELOW, Clip
 from .projection import show
 from .rasterize import GBuffer, Triangles, gather, look
+
+if TYPE_CHECKING:
+    from .distillation import Aim
 
 FIRST_RANGE_DEG, ALL_ROUND_AT = 45.0, 0.3  # published: 2000 of 7000 steps within 45 degrees, then all round
 FINE = 192  # pixels that a reference is looked at with at least, where it has them
 SMALLEST, LARGEST = 16, 8192  # pixels
 FOV_DEG = 30.0
+BEHIND = 0.0  # display value -1..1 of what the picture leaves open, as CLIP sees it: grey
 NO_CLIP = (
-    "No CLIP model compares the reference picture's look with the other views yet: what the picture does not show "
-    "follows the prompt alone."
+    "No CLIP model compares the reference picture's look with the other views: what the picture does not show follows "
+    "the prompt alone. With the option clip_model=FOLDER (one of type clip, as openai/clip-vit-large-patch14) it "
+    "would look like the picture too."
 )
 
 
 @dataclass(frozen=True)
+class LikenessOptions:
+    """clip_model: folder of the CLIP model that compares other views with the picture; empty: none does. clip_strength:
+    how far it leads a picture at once, in display values from -1 to 1. Raises ValueError with a sentence."""
+
+    clip_model: str = ""
+    clip_strength: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.clip_strength <= 1:
+            raise ValueError(f"The option clip_strength is {self.clip_strength}; it must lie over 0 and up to 1.")
+
+
+@dataclass(frozen=True)
 class Reference:
-    """picture (1, 3, S, S) in -1..1; share (1, 1, S, S) in 0..1 of it that counts; `scene` is the one view."""
+    """picture (1, 3, S, S) in -1..1; share (1, 1, S, S) in 0..1 of it that counts; `scene` is the one view. `clip`
+    leads other views to look like it, by clip_strength."""
 
     picture: Tensor
     share: Tensor
     scene: Scene
+    clip: Clip | None = None
+    clip_strength: float = 0.0
+    look: Tensor | None = None  # what the clip sees in the picture, (1, D)
 
     def within_deg(self, progress: float) -> tuple[float, float]:
         """(its azimuth, how far from it the other views may stand) at `progress` 0..1 of the run."""
         widened = min(1.0, progress / ALL_ROUND_AT)
         return float(self.scene.azimuth_deg[0]), FIRST_RANGE_DEG + (180.0 - FIRST_RANGE_DEG) * widened
 
+    def led(self, aim: Aim, mask: Tensor) -> Aim:
+        """The aim with pictures that look more like the reference, where they are clean enough to tell; mask
+        (B, 1, H, W) of the object."""
+        if self.clip is None:
+            return aim
+        step = torch.where(aim.time < CLEAN_BELOW, self.clip_strength, 0.0)
+        return replace(aim, picture=self.clip.led(aim.picture, mask, self.look, step))
 
     def covers(self, gbuffer: GBuffer) -> Tensor:
         """(N,) 0..1: how far the picture says what the G-buffer's points look like."""
@@ -87,7 +118,10 @@ def camera_of(view: dict[str, float]) -> Cameras:
     return look_at(*(torch.tensor([value], dtype=torch.float32) for value in each))
 
 
-def new(path: Path, view: dict[str, float], triangles: Triangles, render_size: int) -> Reference:
+def new(
+    path: Path, view: dict[str, float], triangles: Triangles, render_size: int, clip: Clip | None = None,
+    clip_strength: float = LikenessOptions.clip_strength,
+) -> Reference:  # fmt: skip
     """The picture in `path`, finer than the pictures of `render_size` that the model sees where it is: what it shows is
     then settled in all detail that the maps have. Raises ProtocolError."""
     device, whole = triangles.positions.device, read(path)[None]
@@ -106,4 +140,9 @@ def new(path: Path, view: dict[str, float], triangles: Triangles, render_size: i
         gbuffer, lighting.uniform(1).to(device), size, 1.0, torch.zeros(3), (), None, cameras.azimuth_deg,
         cameras.elevation_deg, cameras,
     )  # fmt: skip
-    return Reference(whole[:, :3] * 2 - 1, share, scene)
+    picture = whole[:, :3] * 2 - 1
+    if clip is None:
+        return Reference(picture, share, scene)
+    with torch.no_grad():
+        look_of_it = clip.embed(picture * share + (1 - share) * BEHIND)
+    return Reference(picture, share, scene, clip, clip_strength, look_of_it)

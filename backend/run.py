@@ -21,7 +21,7 @@ from torch import Tensor
 from addon import protocol
 from addon.protocol import Event, JobFolder, TextureRequest
 
-from . import material, picture, planning, views
+from . import extra_maps, material, picture, planning, views
 from .diffusion.interface import Denoiser
 from .maps import write_maps
 from .mesh import Mesh
@@ -88,7 +88,7 @@ def _last_preview(job: JobFolder) -> int:
 
 def write_partial(run: Run) -> dict[str, str]:
     """The maps of a run that ends early; none before its first step."""
-    return _write_final(run, *_bake(run)) if run.step else {}
+    return _write_final(run, *_bake(run))[0] if run.step else {}
 
 
 def finish(run: Run, began: float) -> Iterator[Event]:
@@ -96,8 +96,15 @@ def finish(run: Run, began: float) -> Iterator[Event]:
     start = time.monotonic()
     images, where = _bake(run)
     hidden = _fill_unseen(run, images, where)
-    maps = _write_final(run, images, where)
+    maps, images = _write_final(run, images, where)
     run.seconds["maps"] = time.monotonic() - start
+    told = {}
+    if run.request.extra_maps:
+        yield progress(run, "Making the extra maps", None)
+        extras, told = extra_maps.write(
+            run.job.maps, run.request, run.mesh, run.pool.triangles, images["normal"], material.coverage(where)
+        )
+        maps |= _relative(run, extras)
     run.seconds["total"] = time.monotonic() - began
     report = {
         "prompt": run.request.prompt,
@@ -117,6 +124,7 @@ def finish(run: Run, began: float) -> Iterator[Event]:
         "covered_texels": int(where.index.numel()),
         "covered_share": round(where.index.numel() / where.size**2, 4),
         "unseen_share": round(hidden, 4),
+        **told,
         "warnings": run.warnings,
         "versions": {"patina": patina_version(), "python": platform.python_version(), "torch": torch.__version__},
     }
@@ -159,11 +167,13 @@ def _fill_unseen(run: Run, images: dict[str, Tensor], where: material.Texels) ->
     return share
 
 
-def _write_final(run: Run, images: dict[str, Tensor], where: material.Texels) -> dict[str, str]:
+def _write_final(
+    run: Run, images: dict[str, Tensor], where: material.Texels
+) -> tuple[dict[str, str], dict[str, Tensor]]:
     files = {"file_format": run.request.file_format, "bits": run.request.bit_depth}
     paths, images = _write(run, run.job.maps, images, where, **files)
     picture.write(run.job.picture, run.still, images)
-    return paths
+    return paths, images
 
 
 def _write(
@@ -174,7 +184,11 @@ def _write(
     if run.state.held is not None:
         images, as_given = run.state.held.compose(images, covered)
     paths = write_maps(folder, images, covered, as_given=as_given, **files)
-    return {name: path.relative_to(run.job.path).as_posix() for name, path in paths.items()}, images
+    return _relative(run, paths), images
+
+
+def _relative(run: Run, paths: dict[str, Path]) -> dict[str, str]:
+    return {name: path.relative_to(run.job.path).as_posix() for name, path in paths.items()}
 
 
 def patina_version() -> str:

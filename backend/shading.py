@@ -208,7 +208,7 @@ def _by_picture(rows: Tensor, matrices: Tensor, view: Tensor) -> Tensor:
         return (rows.unsqueeze(-1) * matrices[view]).sum(1)
     # All matrices at once and then the right one: one product of whole matrices, none of small ones a point.
     every = rows @ matrices.transpose(0, 1).reshape(inner, pictures * outer)
-    return every.view(-1, pictures, outer).gather(1, view.view(-1, 1, 1).expand(-1, 1, outer)).squeeze(1)
+    return every.view(len(rows), pictures, outer).gather(1, view.view(-1, 1, 1).expand(-1, 1, outer)).squeeze(1)
 
 
 def _suns(lobe: _Lobe, gbuffer: GBuffer, maps: SurfaceMaps, lights: Lights, openness: Openness | None) -> Tensor:

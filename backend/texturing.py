@@ -12,10 +12,23 @@ import torch
 from addon import protocol
 from addon.protocol import Event, JobFolder, TextureRequest
 
-from . import checkpoint, ggx_tables, held, material, optimisation, picture, planning, reference, views
+from . import (
+    checkpoint,
+    ggx_tables,
+    held,
+    material,
+    models,
+    optimisation,
+    picture,
+    planning,
+    reference,
+    surroundings,
+    views,
+)
 from .diffusion.interface import Denoiser, Resting
+from .diffusion.likeness import Clip
 from .mesh import load_job_mesh
-from .models import ModelShelf, pick_device, second_stage, set_control
+from .models import ModelShelf, pick_device, second_stage, set_control, set_memory
 from .optimisation import Plan
 from .rasterize import Triangles
 from .run import PREVIEW_SIZE, Run, finish, patina_version, preview, progress, write_partial
@@ -38,11 +51,16 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
     device = pick_device(request.device)
     model = shelf.get(request.model, device)
     set_control(model, request.control, request.control_kind, request.control_strength)
+    memory = planning.memory_of(request)
+    set_memory(model, memory)
     warnings = list(model.set_prompt(request.prompt, request.negative_prompt))
     second = second_stage(request.second_stage, device) if request.second_stage else None
     if second is not None:
+        set_memory(second, memory)
         warnings += second.set_prompt(request.prompt, request.negative_prompt)
-    if request.reference:
+    likeness = planning.likeness_of(request)
+    clip = models.clip(likeness.clip_model, device)
+    if request.reference and clip is None:
         warnings.append(reference.NO_CLIP)
     loaded = time.monotonic()
     mesh = load_job_mesh(job.mesh)
@@ -53,7 +71,9 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
     if start_maps is not None:
         state.held = held.hold(request, job, mesh, start_maps, plan.finest, device)
     triangles, mask = Triangles.of(mesh, device), torch.from_numpy(mesh.face_mask)
-    pool = _new_pool(request, job, plan, triangles, mask)
+    pool = _new_pool(request, job, plan, triangles, mask, model, clip)
+    if request.panoramas:
+        pool.environments = surroundings.read(job.path / request.panoramas, plan.options.staging)
     still, small = picture.still(triangles), material.texels(mesh, PREVIEW_SIZE, device)
     now = Run(request, job, plan, state, pool, mesh, model, warnings, still, small, model.name)
     now.seconds = {"model": loaded - began, "mesh": time.monotonic() - loaded}
@@ -89,13 +109,18 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
 
 
 def _new_pool(
-    request: TextureRequest, job: JobFolder, plan: Plan, triangles: Triangles, mask: torch.Tensor
-) -> views.ViewPool:
+    request: TextureRequest, job: JobFolder, plan: Plan, triangles: Triangles, mask: torch.Tensor, model: Denoiser,
+    clip: Clip | None,
+) -> views.ViewPool:  # fmt: skip
     generator = torch.Generator().manual_seed(plan.seed)
-    pool = views.new_pool(triangles, mask, plan.render_size, generator, request.rasterizer, plan.options.staging)
+    options = plan.options
+    # A model that paints without knowing the light paints shadows too; what we do not render would stay in the maps.
+    shadows = options.shadows == "on" or (options.shadows == "auto" and not getattr(model, "sees_geometry", True))
+    pool = views.new_pool(triangles, mask, plan.render_size, generator, request.rasterizer, options.staging, shadows)
     if request.reference:
         seen = job.path / request.reference
-        pool.reference = reference.new(seen, request.reference_view, triangles, plan.render_size)
+        strength = planning.likeness_of(request).clip_strength
+        pool.reference = reference.new(seen, request.reference_view, triangles, plan.render_size, clip, strength)
     return pool
 
 
@@ -106,7 +131,9 @@ def _second_run(first: Run, model: Denoiser) -> Run:
     optimisation.add_companion(state, plan, model)
     state.held = first.state.held
     mask = torch.from_numpy(first.mesh.face_mask)
-    pool = _new_pool(first.request, first.job, plan, first.pool.triangles, mask)
+    clip = first.pool.reference.clip if first.pool.reference is not None else None
+    pool = _new_pool(first.request, first.job, plan, first.pool.triangles, mask, model, clip)
+    pool.environments = first.pool.environments
     first.later = plan.steps
     return replace(first, plan=plan, state=state, pool=pool, model=model, earlier=first.plan.steps, later=0)
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import cameras, dreamfusion
+from . import cameras, dreamfusion, surroundings
 from .cameras import Cameras
 from .diffusion.interface import Scene
-from .lighting import Lights
+from .lighting import Lights, sample
+from .occlusion import Sky, even_directions, look_from, opened
+from .panoramas import Environment
 from .rasterize import GBuffer, Triangles, Visibility, gather, look
 from .rasterizers import Rasterizer, pick
 from .reference import Reference
@@ -23,7 +25,8 @@ FEWEST_PIXELS = 40  # a picture with less of the object teaches nothing
 
 @dataclass
 class ViewPool:
-    """`full` first, then close-ups. `seen` (F,) bool grows with every rasterised picture."""
+    """`full` first, then close-ups. `seen` (F,) bool grows with every rasterised picture. `sky`: what the mesh hides
+    from itself; None: that does not count."""
 
     triangles: Triangles
     cameras: Cameras
@@ -34,6 +37,14 @@ class ViewPool:
     pictures: dict[int, Visibility] = field(default_factory=dict)
     memory: dict[Hashable, Tensor] = field(default_factory=dict)  # what a model keeps of each view
     reference: Reference | None = None
+    sky: Sky | None = None
+    environments: tuple[Environment, ...] = ()  # panoramas that light the pictures; none: lights drawn at random
+
+    def lights(self, count: int, generator: torch.Generator) -> Lights:
+        """Lights of `count` pictures, on the mesh's device."""
+        if self.environments:
+            return surroundings.draw(self.environments, count, generator).to(self.triangles.positions.device)
+        return sample(count, generator).to(self.triangles.positions.device)
 
     def look(self, index: int) -> Visibility:
         if index not in self.pictures:
@@ -59,10 +70,12 @@ class ViewPool:
         return gather(self.triangles, self.cameras[torch.tensor(indices)], [self.look(i) for i in indices])
 
     def scene(self, indices: list[int], lights: Lights, pattern_scale: float, pattern_offset: Tensor) -> Scene:
-        where = torch.tensor(indices)
+        where, gbuffer, openness = torch.tensor(indices), self.gbuffer(indices), None
+        if self.sky is not None:
+            lights, openness = opened(self.sky, gbuffer, lights)
         return Scene(
-            self.gbuffer(indices), lights, self.size, pattern_scale, pattern_offset, tuple(indices), self.memory,
-            self.cameras.azimuth_deg[where], self.cameras.elevation_deg[where], self.cameras[where],
+            gbuffer, lights, self.size, pattern_scale, pattern_offset, tuple(indices), self.memory,
+            self.cameras.azimuth_deg[where], self.cameras.elevation_deg[where], self.cameras[where], openness=openness,
         )  # fmt: skip
 
     def extent(self, indices: list[int]) -> Tensor:
@@ -84,9 +97,10 @@ def new_pool(
     generator: torch.Generator,
     rasterizer: str = "auto",
     staging: str = "own",
+    shadows: bool = False,
 ) -> ViewPool:
     """Cameras round the mesh, by distillation.Options' `staging`; close-ups aim at points spread evenly over the area
-    that may change."""
+    that may change. `shadows`: the mesh hides light from itself."""
     corners = triangles.positions
     area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=1) * face_mask
     # multinomial takes at most 2^24 weights; bounds by cumulative area take any number.
@@ -98,4 +112,5 @@ def new_pool(
     close = cameras.sample_close(CLOSE_VIEWS, corners[face].mean(1), triangles.normals[face].mean(1), generator)
     together = Cameras(*(torch.cat(p) for p in zip(full.__dict__.values(), close.__dict__.values(), strict=True)))
     chosen = pick(corners, rasterizer)
-    return ViewPool(triangles, together, FULL_VIEWS, size, torch.zeros(len(area), dtype=torch.bool), chosen)
+    sky = look_from(triangles, even_directions()) if shadows else None
+    return ViewPool(triangles, together, FULL_VIEWS, size, torch.zeros(len(area), dtype=torch.bool), chosen, sky=sky)

@@ -16,9 +16,10 @@ from .. import ggx_tables
 from ..prior import conditions, network, vocabulary
 from ..prior.field import MaterialField, expect
 from ..rasterize import GBuffer
-from .interface import ModelError, Prediction, Scene
+from .interface import Companion, ModelError, Prediction, Scene, new_companion
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "prior"
+FIRST, SECOND = "unet", "second_unet"  # 64 px and 128 px
 
 # A picture that is hardly noisy is believed, also where the maps went astray: then nothing would lead them back, and
 # small errors would add up over the steps. So words hold: half of what the picture says counts, up to what the material
@@ -27,15 +28,15 @@ PULL, REACH = 0.5, (0.05, 0.05, 0.05, 0.1, 0.1)
 
 
 class BuiltInPrior:
-    name = "built-in"
     background = conditions.BACKGROUND
 
-    def __init__(self, device: torch.device, folder: Path = WEIGHTS) -> None:
-        """Load unet/, scheduler/ and the words' field from `folder`. Raises OSError where they are missing."""
+    def __init__(self, device: torch.device, folder: Path = WEIGHTS, stage: str = FIRST) -> None:
+        """Load the UNet of `stage`, scheduler/ and the words' field from `folder`. Raises OSError where one lacks."""
+        self.name = "built-in" if stage == FIRST else "built-in, second stage"
         self.device = device
         diffusers_logging.disable_progress_bar()
         self.unet = UNet2DModel.from_pretrained(
-            folder / "unet", use_safetensors=True, torch_dtype=torch.float32, low_cpu_mem_usage=False
+            folder / stage, use_safetensors=True, torch_dtype=torch.float32, low_cpu_mem_usage=False
         )
         self.unet = self.unet.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
         self.scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
@@ -99,6 +100,16 @@ class BuiltInPrior:
     def _other_words(self, kind: str) -> Tensor:
         """The negative prompt's words; none where there is none, or where "nothing" is asked for."""
         return vocabulary.encode(None).long() if kind == "nothing" or self._negative is None else self._negative
+
+    def conditional(self, noisy: Tensor, timestep: Tensor, scene: Scene) -> Tensor:
+        """x0_hat with the prompt; derivatives go through."""
+        with torch.no_grad():
+            fixed = conditions.fixed_renders(scene.gbuffer, scene.lights, self.tables)
+        return self._predict(noisy, timestep, scene, fixed, self._words)
+
+    def companion(self, seed: int) -> Companion:
+        """A fresh one. Raises ModelError without the library peft."""
+        return new_companion(self, seed)
 
     def _predict(self, noisy: Tensor, timestep: Tensor, scene: Scene, fixed: Tensor, words: Tensor) -> Tensor:
         gbuffer = scene.gbuffer

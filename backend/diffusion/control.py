@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ControlNets of Stable Diffusion 1.5, 2.x and SDXL: our renders of depth or normals tell the model the geometry.
+"""ControlNets: our renders of depth or normals tell the model the geometry. Those of the UNets are asked here.
 
 Encodings are those of the annotators that the published ControlNets were trained with. Depth: MiDaS, inverse depth,
 nearest white, nothing black. Normals: BAE (ScanNet), towards the left red, up green, towards the camera blue.
@@ -44,21 +44,37 @@ class Control:
 def load(path: Path, kind: str, strength: float, unet: UNet2DConditionModel, name: str, dtype: torch.dtype) -> Control:
     """The ControlNet in `path` for the model `name` with this network. `kind` is one of protocol.CONTROL_KINDS, or ""
     for what the folder is called. Raises FolderError."""
-    check_control(path)
+    net, kind = open_net(path, kind, ControlNetModel, name, dtype)
+    same = "in_channels", "cross_attention_dim", "block_out_channels", "addition_embed_type"
+    check_fit(net, unet, same, path, name)
+    return Control(net, kind, strength)
+
+
+def open_net(path: Path, kind: str, wanted: type, name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, str]:
+    """The network in `path`, of the class that the model `name` takes, and what it looks at. Raises FolderError."""
+    found = check_control(path)
+    if found != wanted.__name__:
+        raise FolderError(
+            f"The control in {path} is made for another family of models than “{name}” (it is a {found}, which is no "
+            f"{wanted.__name__}). Choose a control for this model."
+        )
     kind = kind or _kind_of(path)
     try:
-        net = network(ModelFolder(path, "ControlNetModel", {}, {}), "", ControlNetModel, dtype)
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return network(ModelFolder(path, found, {}, {}), "", wanted, dtype), kind
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         told = " ".join(str(error).split()).partition(". ")[0][:300]
         raise FolderError(f"The control in {path} cannot be loaded. {told.removesuffix('.')}.") from error
-    for what in ("in_channels", "cross_attention_dim", "block_out_channels", "addition_embed_type"):
-        theirs, ours = net.config.get(what), unet.config.get(what)
+
+
+def check_fit(net: torch.nn.Module, model: torch.nn.Module, same: tuple[str, ...], path: Path, name: str) -> None:
+    """Raises FolderError where the settings called `same` differ between a control and the network of the model."""
+    for what in same:
+        theirs, ours = net.config.get(what), model.config.get(what)
         if (list(theirs) if isinstance(theirs, tuple) else theirs) != (list(ours) if isinstance(ours, tuple) else ours):
             raise FolderError(
                 f"The control in {path} is made for another family of models than “{name}” ({what} is {theirs} in the "
                 f"one and {ours} in the other). Choose a control for this model."
             )
-    return Control(net, kind, strength)
 
 
 def _kind_of(path: Path) -> str:

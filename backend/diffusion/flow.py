@@ -7,6 +7,9 @@ their times S, take a VP x_t and answer x0_hat. Times are drawn in the shifted S
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -24,18 +27,24 @@ from torch import Tensor
 
 from .conversions import flow_alpha_bar, flow_unit, from_flow, shift_of, shifted
 from .folder import ModelFolder
+from .interface import ModelError, Scene
 from .latent import check_size, decode_with, encode_with
-from .worded import Embedded, WordedModel, network, text_parts, too_long
+from .memory import Memory
+from .worded import Embedded, WordedModel, text_parts, too_long
+
+if TYPE_CHECKING:
+    from .flow_control import Sd3Control, ZImageControl
 
 
 class FlowModel(WordedModel):
-    """What the three share. `velocity` is the family's: e - x0 in the flow's own units."""
+    """What the three share. `velocity` is the family's: e - x0 in the flow's own units, told what a control says."""
 
     vae: torch.nn.Module
     transformer: torch.nn.Module
     render_size: int
     shrink: int  # pixels a latent is wide
     patch: int  # latents a token is wide
+    control: Sd3Control | ZImageControl | None = None
 
     def _read_times(self, tokens: int) -> None:
         """Set `sigmas` (T,) by timestep for pictures of so many tokens."""
@@ -51,7 +60,7 @@ class FlowModel(WordedModel):
         share = (tokens - config["base_image_seq_len"]) / (config["max_image_seq_len"] - config["base_image_seq_len"])
         return config["base_shift"] + share * (config["max_shift"] - config["base_shift"])
 
-    def velocity(self, x: Tensor, sigma: Tensor, words: Embedded) -> Tensor:
+    def velocity(self, x: Tensor, sigma: Tensor, words: Embedded, told: dict) -> Tensor:
         raise NotImplementedError
 
     @property
@@ -59,18 +68,38 @@ class FlowModel(WordedModel):
         return flow_alpha_bar(self.sigmas)
 
     def modules(self) -> tuple[torch.nn.Module, ...]:
-        return self.transformer, self.vae
+        return (self.transformer, self.vae) if self.control is None else (self.transformer, self.vae, self.control.net)
+
+    def shown_of(self, scene: Scene) -> Tensor | None:
+        """The control picture's latents, of the scale that the control was trained with."""
+        if self.control is None:
+            return None
+        from . import control
+
+        latent = self.encode(control.shown(self.control.kind, scene).clamp(0, 1) * 2 - 1)
+        config = self.vae.config
+        return latent if self.control.shifts else latent + (config.shift_factor or 0.0) * config.scaling_factor
 
     def encode(self, picture: Tensor) -> Tensor:
+        self.bring(self.vae)
         return encode_with(self.vae, picture, self.device, self.shrink * self.patch)
 
     def decode(self, latent: Tensor) -> Tensor:
+        self.bring(self.vae)
         return decode_with(self.vae, latent, self.device)
 
-    def ask(self, noisy: Tensor, timestep: Tensor, words: Embedded, shown: Tensor | None = None) -> Tensor:
+    def ask(self, noisy: Tensor, timestep: Tensor, words: Embedded, told: object = None) -> Tensor:
+        self.bring(*self.networks())
+        x, sigma = self._own_units(noisy, timestep)
+        return from_flow(x, self.velocity(x, sigma, words, told or {}).float(), sigma)
+
+    def networks(self) -> tuple[torch.nn.Module, ...]:
+        """What has to be there when the transformer is asked."""
+        return (self.transformer,)
+
+    def _own_units(self, noisy: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
         sigma = self.sigmas.to(self.device)[timestep]
-        x = noisy.float() * flow_unit(sigma).view(-1, 1, 1, 1)
-        return from_flow(x, self.velocity(x, sigma, words).float(), sigma)
+        return noisy.float() * flow_unit(sigma).view(-1, 1, 1, 1), sigma
 
 
 class Sd3Model(FlowModel):
@@ -78,8 +107,8 @@ class Sd3Model(FlowModel):
 
     def __init__(self, folder: ModelFolder, device: torch.device) -> None:
         super().__init__(folder, device)
-        self.transformer = network(folder, "transformer", SD3Transformer2DModel, self.dtype)
-        self.vae = network(folder, "vae", AutoencoderKL, torch.float32)
+        self.transformer = self.load("transformer", SD3Transformer2DModel)
+        self.vae = self.load("vae", AutoencoderKL, torch.float32)
         self.shrink = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.patch = self.transformer.config.patch_size
         self.render_size = self.transformer.config.sample_size * self.shrink
@@ -99,12 +128,30 @@ class Sd3Model(FlowModel):
         cut = "tokenizer_3" not in parts and too_long(tokenizer, texts, tokenizer.model_max_length)
         return Embedded(sequence, pooled, torch.full((len(texts),), sequence.shape[1])), cut
 
-    def velocity(self, x: Tensor, sigma: Tensor, words: Embedded) -> Tensor:
+    def set_control(self, path: Path | None, kind: str, strength: float) -> None:
+        """As interface.Controllable says."""
+        self.control = None
+        if path is not None:
+            from .flow_control import load_sd3
+
+            self.control = load_sd3(path, kind, strength, self.transformer, self.name)
+
+    def told_beside(self, noisy: Tensor, timestep: Tensor, words: Embedded, shown: Tensor | None) -> dict:
+        if shown is None:
+            return {}
+        self.bring(self.control.net)
+        x, sigma = self._own_units(noisy, timestep)
+        return self.control.residuals(x.to(self.dtype), sigma, *self._texts_of(words), shown)
+
+    def velocity(self, x: Tensor, sigma: Tensor, words: Embedded, told: dict) -> Tensor:
+        text, pooled = self._texts_of(words)
         return self.transformer(
-            hidden_states=x.to(self.dtype), timestep=sigma * 1000,
-            encoder_hidden_states=words.sequence.to(self.device, self.dtype),
-            pooled_projections=words.pooled.to(self.device, self.dtype),
+            hidden_states=x.to(self.dtype), timestep=sigma * 1000, encoder_hidden_states=text,
+            pooled_projections=pooled, **told,
         ).sample  # fmt: skip
+
+    def _texts_of(self, words: Embedded) -> tuple[Tensor, Tensor]:
+        return words.sequence.to(self.device, self.dtype), words.pooled.to(self.device, self.dtype)
 
 
 class KleinModel(FlowModel):
@@ -112,8 +159,8 @@ class KleinModel(FlowModel):
 
     def __init__(self, folder: ModelFolder, device: torch.device) -> None:
         super().__init__(folder, device)
-        self.transformer = network(folder, "transformer", Flux2Transformer2DModel, self.dtype)
-        self.vae = network(folder, "vae", AutoencoderKLFlux2, torch.float32)
+        self.transformer = self.load("transformer", Flux2Transformer2DModel)
+        self.vae = self.load("vae", AutoencoderKLFlux2, torch.float32)
         self.distilled = bool(folder.settings.get("is_distilled", False))
         self.guidance_scale = 1.0 if self.distilled else 4.0
         self.shrink, self.patch = 2 ** (len(self.vae.config.block_out_channels) - 1), 2
@@ -132,7 +179,7 @@ class KleinModel(FlowModel):
 
     def encode(self, picture: Tensor) -> Tensor:
         check_size(picture, self.shrink * self.patch)
-        self.vae.to(self.device)
+        self.bring(self.vae)
         with torch.no_grad():
             each = [self.vae.encode(one[None].to(self.device, self.vae.dtype)).latent_dist.mode() for one in picture]
             patched = Flux2KleinPipeline._patchify_latents(torch.cat(each))
@@ -140,7 +187,7 @@ class KleinModel(FlowModel):
             return ((patched - mean) / deviation).to(picture)
 
     def decode(self, latent: Tensor) -> Tensor:
-        self.vae.to(self.device)
+        self.bring(self.vae)
         with torch.no_grad():
             mean, deviation = self._statistics(latent.to(self.device, self.vae.dtype))
             stored = Flux2KleinPipeline._unpatchify_latents(latent.to(mean) * deviation + mean)
@@ -158,7 +205,7 @@ class KleinModel(FlowModel):
         cut = too_long(parts["tokenizer"], texts, pipeline.tokenizer_max_length)
         return Embedded(sequence, None, torch.full((len(texts),), sequence.shape[1])), cut
 
-    def velocity(self, x: Tensor, sigma: Tensor, words: Embedded) -> Tensor:
+    def velocity(self, x: Tensor, sigma: Tensor, words: Embedded, told: dict) -> Tensor:
         text = words.sequence.to(self.device, self.dtype)
         answer = self.transformer(
             hidden_states=Flux2KleinPipeline._pack_latents(x).to(self.dtype), timestep=sigma, guidance=None,
@@ -177,8 +224,8 @@ class ZImageModel(FlowModel):
 
     def __init__(self, folder: ModelFolder, device: torch.device) -> None:
         super().__init__(folder, device)
-        self.transformer = network(folder, "transformer", ZImageTransformer2DModel, self.dtype)
-        self.vae = network(folder, "vae", AutoencoderKL, torch.float32)
+        self.transformer = self.load("transformer", ZImageTransformer2DModel)
+        self.vae = self.load("vae", AutoencoderKL, torch.float32)
         self.shrink = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.patch = 2
         self.render_size = min(1024, self.vae.config.sample_size)
@@ -192,10 +239,40 @@ class ZImageModel(FlowModel):
         sequence = torch.nn.utils.rnn.pad_sequence(each, batch_first=True)
         return Embedded(sequence, None, length), too_long(parts["tokenizer"], texts, 512)
 
-    def velocity(self, x: Tensor, sigma: Tensor, words: Embedded) -> Tensor:
+    def set_control(self, path: Path | None, kind: str, strength: float) -> None:
+        """As interface.Controllable says."""
+        self.set_memory(Memory())  # a control takes parts of the transformer, which must be whole then
+        self.control = None
+        if path is not None:
+            from .flow_control import load_z_image
+
+            self.control = load_z_image(path, kind, strength, self.transformer, self.name)
+
+    def set_memory(self, memory: Memory) -> None:
+        if self.control is not None and memory.offload == "blocks":
+            raise ModelError(
+                f"The control of “{self.name}” works with parts of its network, which then cannot come block by block. "
+                "Choose offload=parts, or leave the control out."
+            )
+        super().set_memory(memory)
+
+    def networks(self) -> tuple[torch.nn.Module, ...]:
+        return (self.transformer,) if self.control is None else (self.transformer, self.control.net)
+
+    def told_beside(self, noisy: Tensor, timestep: Tensor, words: Embedded, shown: Tensor | None) -> dict:
+        if shown is None:
+            return {}
+        self.bring(*self.networks())
+        x, sigma = self._own_units(noisy, timestep)
+        return self.control.residuals(*self._asked(x, sigma, words), shown)
+
+    def velocity(self, x: Tensor, sigma: Tensor, words: Embedded, told: dict) -> Tensor:
+        answer = self.transformer(*self._asked(x, sigma, words), return_dict=False, **told)[0]
+        return -torch.stack([one.float() for one in answer]).squeeze(2)
+
+    def _asked(self, x: Tensor, sigma: Tensor, words: Embedded) -> tuple[list[Tensor], Tensor, list[Tensor]]:
         texts = [
             text[:length].to(self.device, self.dtype)
             for text, length in zip(words.sequence, words.length.tolist(), strict=True)
         ]
-        answer = self.transformer(list(x.to(self.dtype)[:, :, None]), 1 - sigma, texts, return_dict=False)[0]
-        return -torch.stack([one.float() for one in answer]).squeeze(2)
+        return list(x.to(self.dtype)[:, :, None]), 1 - sigma, texts

@@ -59,6 +59,7 @@ KNOWN: dict[str, dict[str, tuple[str, ...]]] = {
         "tokenizer": _QWEN, "text_encoder": ("Qwen3Model", "Qwen3ForCausalLM"),
     },
 }  # fmt: skip
+CONTROLS = ("ControlNetModel", "SD3ControlNetModel", "ZImageControlNetModel")
 SECOND_STAGES = ("IFSuperResolutionPipeline",)  # which enlarge what another model paints
 OPTIONAL = {"StableDiffusion3Pipeline": ("tokenizer_3", "text_encoder_3")}  # 9 GB that SD3 does without
 
@@ -118,8 +119,15 @@ def read(path: Path) -> ModelFolder:
     return ModelFolder(path, pipeline, parts, settings)
 
 
-def check_control(path: Path) -> None:
-    """Raises FolderError where `path` is no whole ControlNet in diffusers' format."""
+def is_control(path: Path) -> bool:
+    """Whether `path` is a folder that says it is a ControlNet."""
+    if (path / "model_index.json").is_file() or not (path / "config.json").is_file():
+        return False
+    return _json(path / "config.json").get("_class_name") in CONTROLS
+
+
+def check_control(path: Path) -> str:
+    """The class of the ControlNet in `path`, one of CONTROLS. Raises FolderError where it is no whole one."""
     if path.is_file():
         raise FolderError(_single_file(path).replace("with model_index.json", "with config.json"))
     if not path.is_dir():
@@ -130,9 +138,24 @@ def check_control(path: Path) -> None:
     name = _json(config).get("_class_name") if config.is_file() else None
     if name is None:
         raise FolderError(f"{path} is no control: it holds no config.json that says so.")
-    if name != "ControlNetModel":
-        raise FolderError(f"{path} holds a “{_shown(name)}”; as a control Patina can load ControlNetModel.")
+    if name not in CONTROLS:
+        known = " or ".join(", ".join(CONTROLS).rsplit(", ", 1))
+        raise FolderError(f"{path} holds a “{_shown(name)}”; as a control Patina can load {known}.")
     _check_part(path, "control")
+    return name
+
+
+def check_clip(path: Path) -> None:
+    """Raises FolderError where `path` is no whole CLIP model of transformers."""
+    if path.is_file():
+        raise FolderError(f"{path} is a single file. Patina needs the CLIP model as a folder of transformers.")
+    config = path / "config.json"
+    if not config.is_file():
+        raise FolderError(f"{path} is no CLIP model: it is no folder with a config.json.")
+    kind = _json(config).get("model_type")
+    if kind not in ("clip", "clip_vision_model"):
+        raise FolderError(f"{path} is no CLIP model: its config.json says “{_shown(kind)}”. Choose one of type clip.")
+    _check_part(path, "CLIP model")
 
 
 def _check_part(folder: Path, part: str) -> None:

@@ -10,14 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..cameras import Cameras
 from ..lighting import Lights
+from ..occlusion import Openness
 from ..rasterize import GBuffer, select
+
+if TYPE_CHECKING:
+    from .memory import Memory
 
 
 class ModelError(ValueError):
@@ -33,6 +37,7 @@ class Scene:
     azimuth_deg, elevation_deg (B,) say where each camera stands in the object's frame, for models that read view
     words; None: the pictures are no single views. `tiles`: then each picture is four of these views, in this order.
     picture (B, 3, S, S) in -1..1: the clean pictures, and grain, noise of their shape: for models that enlarge.
+    openness: what of the lights reaches the points; None: all.
     """
 
     gbuffer: GBuffer
@@ -48,6 +53,7 @@ class Scene:
     tiles: tuple[int, ...] | None = None
     picture: Tensor | None = None
     grain: Tensor | None = None
+    openness: Openness | None = None
 
     def remembered(self, what: Hashable, make: Callable[[GBuffer], Tensor]) -> Tensor:
         """Point values (N, C) that depend on `what`, the points and the pattern alone, and not on light or noise:
@@ -133,6 +139,18 @@ class Companion(Protocol):
     def load(self, tensors: dict[str, Tensor]) -> None: ...
 
 
+def new_companion(model: Denoiser, seed: int) -> Companion:
+    """The one for this kind of model. Raises ModelError without the library peft."""
+    try:
+        from .lora import BuiltInCompanion, LoraCompanion
+    except ImportError as error:
+        raise ModelError(
+            f"The guidance “vsd” needs the library “{error.name}”, which is missing. Repair the backend, or choose "
+            "another guidance."
+        ) from error
+    return (LoraCompanion if isinstance(model, Worded) else BuiltInCompanion)(model, seed)
+
+
 @runtime_checkable
 class Adaptable(Protocol):
     """What a Denoiser offers besides, whose network can be trained beside the maps."""
@@ -154,6 +172,14 @@ class Controllable(Protocol):
 
     def set_control(self, path: Path | None, kind: str, strength: float) -> None:
         """Use the one in `path` from now on, or none. Raises ModelError."""
+
+
+@runtime_checkable
+class Sparing(Protocol):
+    """What a Denoiser offers besides, that can do with less of its device's memory."""
+
+    def set_memory(self, memory: Memory) -> None:
+        """Work like this from now on, with the networks it has now. Raises ModelError for what it cannot do."""
 
 
 def encode(model: Denoiser, picture: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from .conversions import from_vp
 from .folder import ModelFolder
 from .interface import ModelError, Scene
-from .worded import Embedded, WordedModel, network, text_parts, too_long
+from .worded import Embedded, WordedModel, text_parts, too_long
 
 if TYPE_CHECKING:
     from .control import Control
@@ -33,8 +33,8 @@ class LatentModel(WordedModel):
     def __init__(self, folder: ModelFolder, device: torch.device) -> None:
         super().__init__(folder, device)
         self.control: Control | None = None
-        self.unet = network(folder, "unet", UNet2DConditionModel, self.dtype)
-        self.vae = network(folder, "vae", AutoencoderKL, torch.float32)
+        self.unet = self.load("unet", UNet2DConditionModel)
+        self.vae = self.load("vae", AutoencoderKL, torch.float32)
         if self.unet.config.in_channels != self.vae.config.latent_channels:
             raise ValueError(
                 f"Its network takes {self.unet.config.in_channels} channels where its autoencoder makes "
@@ -52,9 +52,11 @@ class LatentModel(WordedModel):
         return (self.unet, self.vae) if self.control is None else (self.unet, self.vae, self.control.net)
 
     def encode(self, picture: Tensor) -> Tensor:
+        self.bring(self.vae)
         return encode_with(self.vae, picture, self.device, self.shrink)
 
     def decode(self, latent: Tensor) -> Tensor:
+        self.bring(self.vae)
         return decode_with(self.vae, latent, self.device)
 
     def encode_texts(self, texts: tuple[str, ...]) -> tuple[Embedded, bool]:
@@ -87,15 +89,25 @@ class LatentModel(WordedModel):
 
         return control.shown(self.control.kind, scene)
 
-    def ask(self, noisy: Tensor, timestep: Tensor, words: Embedded, shown: Tensor | None = None) -> Tensor:
-        told = self.conditions(words, (noisy.shape[2] * self.shrink, noisy.shape[3] * self.shrink))
-        noisy_there, text = noisy.to(self.dtype), words.sequence.to(self.device, self.dtype)
-        besides = {} if shown is None else self.control.residuals(noisy_there, timestep, text, told, shown)
+    def told_beside(self, noisy: Tensor, timestep: Tensor, words: Embedded, shown: Tensor | None) -> dict[str, object]:
+        if shown is None:
+            return {}
+        self.bring(self.control.net)
+        asked = noisy.to(self.device, self.dtype), timestep, words.sequence.to(self.device, self.dtype)
+        return self.control.residuals(*asked, self._conditions_of(noisy, words), shown)
+
+    def ask(self, noisy: Tensor, timestep: Tensor, words: Embedded, told: object = None) -> Tensor:
+        self.bring(self.unet)
         answer = self.unet(
-            noisy_there, timestep, encoder_hidden_states=text, added_cond_kwargs=told or None, **besides
-        ).sample.float()
+            noisy.to(self.device, self.dtype), timestep,
+            encoder_hidden_states=words.sequence.to(self.device, self.dtype),
+            added_cond_kwargs=self._conditions_of(noisy, words) or None, **(told or {}),
+        ).sample.float()  # fmt: skip
         alpha_bar = self.alphas_cumprod.to(self.device)[timestep]
         return from_vp(self.scheduler.config.prediction_type, noisy.float(), answer, alpha_bar)
+
+    def _conditions_of(self, noisy: Tensor, words: Embedded) -> dict[str, Tensor]:
+        return self.conditions(words, (noisy.shape[2] * self.shrink, noisy.shape[3] * self.shrink))
 
 
 class SdxlModel(LatentModel):
@@ -135,7 +147,6 @@ def check_size(picture: Tensor, multiple: int) -> None:
 def encode_with(vae: AutoencoderKL, picture: Tensor, device: torch.device, multiple: int) -> Tensor:
     """Latents of pictures (B, 3, H, W), one at a time. Raises ModelError where the size is no multiple."""
     check_size(picture, multiple)
-    vae.to(device)
     with torch.no_grad():
         each = [vae.encode(one[None].to(device, vae.dtype)).latent_dist.mode() for one in picture]
     return ((torch.cat(each) - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor).to(picture)
@@ -143,7 +154,6 @@ def encode_with(vae: AutoencoderKL, picture: Tensor, device: torch.device, multi
 
 def decode_with(vae: AutoencoderKL, latent: Tensor, device: torch.device) -> Tensor:
     """The inverse of `encode_with`."""
-    vae.to(device)
     with torch.no_grad():
         stored = latent.to(device, vae.dtype) / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         return torch.cat([vae.decode(one[None]).sample for one in stored]).to(latent)

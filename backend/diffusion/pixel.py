@@ -10,7 +10,7 @@ from torch import Tensor
 from .conversions import from_vp
 from .folder import ModelFolder
 from .interface import Scene
-from .worded import Embedded, WordedModel, network, text_parts, too_long
+from .worded import Embedded, WordedModel, text_parts, too_long
 
 NOISE_LEVEL, ENLARGEMENT = 250, 4  # IF's: noise on the small picture, and how much smaller it is
 LONGEST = 77  # tokens that IF's network was trained with; T5 itself would read more
@@ -22,7 +22,7 @@ class PixelModel(WordedModel):
 
     def __init__(self, folder: ModelFolder, device: torch.device) -> None:
         super().__init__(folder, device)
-        self.unet = network(folder, "unet", UNet2DConditionModel, self.dtype)
+        self.unet = self.load("unet", UNet2DConditionModel)
         if self.unet.config.in_channels != self.channels:
             raise ValueError(
                 "It is a later stage of a cascade, which enlarges pictures; Patina needs the first one."
@@ -49,13 +49,14 @@ class PixelModel(WordedModel):
         length = torch.full((len(texts),), sequence.shape[1])
         return Embedded(sequence, None, length), too_long(parts["tokenizer"], texts, LONGEST)
 
-    def ask(self, noisy: Tensor, timestep: Tensor, words: Embedded, shown: Tensor | None = None) -> Tensor:
-        seen, told = noisy.to(self.dtype), {}
-        if shown is not None:
-            seen = torch.cat((seen, shown.to(seen)), dim=1)
-            told["class_labels"] = torch.full((len(noisy),), NOISE_LEVEL, device=self.device)
+    def ask(self, noisy: Tensor, timestep: Tensor, words: Embedded, told: object = None) -> Tensor:
+        self.bring(self.unet)
+        seen, besides = noisy.to(self.dtype), {}
+        if told is not None:
+            seen = torch.cat((seen, told.to(seen)), dim=1)
+            besides["class_labels"] = torch.full((len(noisy),), NOISE_LEVEL, device=self.device)
         answer = self.unet(
-            seen, timestep, encoder_hidden_states=words.sequence.to(self.device, self.dtype), **told
+            seen, timestep, encoder_hidden_states=words.sequence.to(self.device, self.dtype), **besides
         ).sample.float()
         answer = answer[:, : noisy.shape[1]]  # the other half is the learned variance
         alpha_bar = self.alphas_cumprod.to(self.device)[timestep]

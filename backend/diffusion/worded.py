@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +17,11 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
 from ..prompts import view_words
+from . import memory as sharing
 from .folder import ModelFolder
-from .interface import ModelError, Prediction, Scene
+from .interface import Companion, ModelError, Prediction, Scene, new_companion
+from .memory import Memory
 from .view_words import VIEWS, view_shares
-
-ROWS = 4  # pictures, each with and without the prompt counted, that a network sees at once
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class WordedModel(ABC):
     sees_geometry = False
     enlarges = False  # it improves pictures that another model painted, and is shown them
     soft_views = True  # texts of equal length can be mixed; others cannot
-    rows = ROWS
+    rows = Memory.rows
 
     def __init__(self, folder: ModelFolder, device: torch.device) -> None:
         diffusers_logging.disable_progress_bar()
@@ -66,28 +67,74 @@ class WordedModel(ABC):
         self.dtype = working_dtype(device)
         self._texts: tuple[str, ...] = ()
         self._embedded: Embedded | None = None
+        self._alone = False  # whether a network that works has the device to itself
+        self._streamed: tuple[torch.nn.Module, ...] = ()  # those of which only the working block is there
+
+    def load(self, part: str, kind: type, dtype: torch.dtype | None = None) -> torch.nn.Module:
+        """The network that is this part of the folder, on the CPU, frozen; in the model's own precision or in another.
+        Raises OSError, ValueError, RuntimeError."""
+        return network(self.folder, part, kind, dtype or self.dtype)
 
     @abstractmethod
     def encode_texts(self, texts: tuple[str, ...]) -> tuple[Embedded, bool]:
         """The texts as the network reads them, and whether any of them was too long for it."""
 
     @abstractmethod
-    def ask(self, noisy: Tensor, timestep: Tensor, words: Embedded, shown: Tensor | None = None) -> Tensor:
-        """x0_hat (B, C, h, w) of noisy (B, C, h, w) at timestep (B,) for texts (B), float32. `shown` (B, 3, H, W) is
-        what `shown_of` makes of the scene."""
-
-    def rest(self) -> None:
-        """Leave the device to others."""
-        for module in self.modules():
-            module.to("cpu")
+    def ask(self, noisy: Tensor, timestep: Tensor, words: Embedded, told: object = None) -> Tensor:
+        """x0_hat (B, C, h, w) of noisy (B, C, h, w) at timestep (B,) for texts (B), float32. `told` is what
+        `told_beside` made for the same pictures. Brings its network to the device."""
 
     @abstractmethod
     def modules(self) -> tuple[torch.nn.Module, ...]:
-        """What moves between the CPU and the device."""
+        """What moves between the CPU and the device; first the one that is asked."""
 
     def shown_of(self, scene: Scene) -> Tensor | None:
         """(B, 3, H, W) what the network is shown beside the noisy picture; None: nothing."""
         return None
+
+    def told_beside(self, noisy: Tensor, timestep: Tensor, words: Embedded, shown: Tensor | None) -> object:
+        """What `ask` is told of the pictures `shown`: themselves, or what a second network makes of them (tensors in
+        dicts, lists and tuples)."""
+        return shown
+
+    def set_memory(self, memory: Memory) -> None:
+        """As interface.Sparing says."""
+        for module in self._streamed:
+            sharing.stop_streaming(module)
+        networks = [module for module in self.modules() if module is not getattr(self, "vae", None)]
+        self._streamed = ()
+        if memory.offload == "blocks":
+            self._send(networks, "cpu")
+            for module in networks:
+                sharing.stream_blocks(module, self.device)
+            self._streamed = tuple(networks)
+        self.rows = memory.rows
+        short = memory.offload == "auto" and sharing.is_short(self.modules(), self.device)
+        self._alone = short or memory.offload in ("parts", "blocks")
+        sliced = [sharing.slice_attention(module, memory.attention_slicing) for module in networks]
+        if memory.attention_slicing and not all(sliced):
+            raise ModelError(
+                f"The network of “{self.name}” offers no attention slicing. Leave attention_slicing out."
+            )
+        if hasattr(self, "vae"):
+            sharing.tile(self.vae, memory.vae_tiling)
+        elif memory.vae_tiling:
+            raise ModelError(f"“{self.name}” paints pixels and has no autoencoder to tile. Leave vae_tiling out.")
+
+    def bring(self, *wanted: torch.nn.Module) -> None:
+        """Have these networks on the device: and no others, where memory is short."""
+        if self._alone:
+            self._send([module for module in self.modules() if all(module is not one for one in wanted)], "cpu")
+        self._send(wanted, self.device)
+
+    def rest(self) -> None:
+        """Leave the device to others."""
+        self._send(self.modules(), "cpu")
+
+    def _send(self, modules: Iterable[torch.nn.Module], where: torch.device | str) -> None:
+        for module in modules:
+            if all(module is not one for one in self._streamed):
+                module.to(where)
 
     def set_prompt(self, prompt: str, negative_prompt: str) -> tuple[str, ...]:
         """Encode for the calls that follow; returns warnings."""
@@ -123,16 +170,14 @@ class WordedModel(ABC):
     def predict_words(self, noisy: Tensor, timestep: Tensor, scene: Scene, words: tuple[str, ...]) -> Tensor:
         return self._ask_in_parts(noisy, timestep, joined([self._row(word, 1) for word in words]), scene)
 
-    def companion(self, seed: int):
+    def companion(self, seed: int) -> Companion:
         """An interface.Companion. Raises ModelError without the library peft."""
-        try:
-            from .lora import LoraCompanion
-        except ImportError as error:
+        if self._streamed:
             raise ModelError(
-                f"The guidance “vsd” needs the library “{error.name}”, which is missing. Repair the backend, or choose "
-                "another guidance."
-            ) from error
-        return LoraCompanion(self, seed)
+                "The guidance “vsd” trains layers inside the network, which then cannot come block by block. Choose "
+                "offload=parts, or another guidance."
+            )
+        return new_companion(self, seed)
 
     def words_of_views(self, scene: Scene, count: int) -> Embedded:
         """(count) texts: the prompt with each camera's view words."""
@@ -150,18 +195,31 @@ class WordedModel(ABC):
     @torch.no_grad()
     def _ask_in_parts(self, noisy: Tensor, timestep: Tensor, words: Embedded, scene: Scene) -> Tensor:
         """Never more than `rows` pictures at once: memory does not grow with the number of views."""
-        for module in self.modules():
-            module.to(self.device)
         shown = self.shown_of(scene)
         if shown is not None:
             shown = shown.repeat(len(noisy) // len(shown), 1, 1, 1)
+        parts = [slice(start, start + self.rows) for start in range(0, len(noisy), self.rows)]
+        timestep = timestep.to(self.device)
+        told = (
+            self.told_beside(noisy[part], timestep[part], words[part], None if shown is None else shown[part])
+            for part in parts
+        )
+        if self._alone:  # the networks change places once for all pictures, and what the first one made waits outside
+            told = [_moved(each, torch.device("cpu")) for each in told]
         answers = [
-            self.ask(
-                noisy[part], timestep[part].to(self.device), words[part], None if shown is None else shown[part]
-            )
-            for part in (slice(start, start + self.rows) for start in range(0, len(noisy), self.rows))
+            self.ask(noisy[part], timestep[part], words[part], _moved(each, self.device))
+            for part, each in zip(parts, told, strict=True)
         ]
         return torch.cat(answers).to(noisy)
+
+
+def _moved(told: object, device: torch.device) -> object:
+    """The same with its tensors on the device."""
+    if isinstance(told, Tensor):
+        return told.to(device)
+    if isinstance(told, dict):
+        return {name: _moved(part, device) for name, part in told.items()}
+    return type(told)(_moved(part, device) for part in told) if isinstance(told, list | tuple) else told
 
 
 def working_dtype(device: torch.device) -> torch.dtype:

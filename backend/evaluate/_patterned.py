@@ -4,8 +4,8 @@
 Patches of base colour, 64 x 64 pixels seen along a surface normal, are projected on their main colour axis and
 normalised to mean 0 and deviation 1. Features: nine quantiles of the values (their sign set by the skew), and log
 energies of a bank of oriented band-pass filters (4 octaves x 4 directions, by FFT). A prompt's class is the mean and
-the pooled covariance of the features of many patches of the generator; a result's rank is the place of the true
-class by Mahalanobis distance of its mean patch feature.
+the pooled covariance of the features of many patches of the generator on the same shape; a result's rank is the place
+of the true class by Mahalanobis distance of its mean patch feature.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from addon.protocol import JobFolder
 
 from .. import cameras
 from ..maps import read_map
-from ..mesh import load_job_mesh
+from ..mesh import Mesh, load_job_mesh
 from ..prior import instances, materials, patterns, procedural
-from ..prior.training import shapes
 from ..prior.vocabulary import read
 from ..rasterize import Triangles, gather, look
 
 PATCH = 64
 HALF_WIDTH = 0.55  # object radii a patch spans to each side
 PATCHES = 24
+DRAWS = 8  # instances a class is learnt from
+JUDGED = 99  # seed of the views of what is judged; classes are learnt from 0 up
 SMOOTH_PATTERNS = (patterns.plain, patterns.clouds, patterns.grains)
 
 
@@ -83,7 +84,7 @@ def _patch_views(triangles: Triangles, seed: int) -> cameras.Cameras:
     return views[outside]
 
 
-def _patches(triangles: Triangles, colour_at, seed: int) -> list[np.ndarray]:
+def patches(triangles: Triangles, colour_at, seed: int) -> list[np.ndarray]:
     """Features of patches; `colour_at(gbuffer)` gives display colours (N, 3)."""
     views = _patch_views(triangles, seed)
     found = []
@@ -107,14 +108,14 @@ class Retriever:
     whiten: np.ndarray  # (25, 25) of the pooled covariance
 
     @staticmethod
-    def of(prompts: list[str]) -> Retriever:
-        """Learn the classes from the generator, on training shapes."""
-        rng, generator = np.random.default_rng(5), torch.Generator().manual_seed(5)
-        meshes = [Triangles.of(shapes.make(kind, rng)) for kind in ("sphere", "boxes", "lathe", "blob")]
+    def of(prompts: list[str], mesh: Mesh) -> Retriever:
+        """Learn the classes from the generator on `mesh`: on thin or stepped shapes any pattern looks unlike itself
+        elsewhere, and a judge that learnt on others would judge the shape."""
+        generator, triangles = torch.Generator().manual_seed(5), Triangles.of(mesh)
         means, spreads = [], []
         for prompt in prompts:
             rows = []
-            for number, triangles in enumerate(meshes * 2):
+            for number in range(DRAWS):
                 instance = instances.draw(read(prompt).prompt, generator)
                 offset = 8 * torch.rand(3, generator=generator)
 
@@ -122,23 +123,26 @@ class Retriever:
                     normal = torch.nn.functional.normalize(points.normal, dim=1)
                     return instances.components(instance, procedural.evaluate(points.position + offset, normal))[0]
 
-                rows += _patches(triangles, colour, number)
+                rows += patches(triangles, colour, number)
             rows = np.array(rows)
             means.append(rows.mean(0))
             spreads.append(np.cov(rows.T))
         pooled = np.mean(spreads, axis=0) + 0.02 * np.eye(25)
         return Retriever(tuple(prompts), np.array(means), np.linalg.cholesky(np.linalg.inv(pooled)))
 
-    def rank(self, job: JobFolder, prompt: str) -> int:
-        """1 when the result's patches lie nearest to its own prompt's class."""
-        triangles = Triangles.of(load_job_mesh(job.mesh))
-        image = torch.from_numpy(read_map(job.maps / "base_color.png")).float()
-        texture = image.flip(0).permute(2, 0, 1)[None]
-
-        def colour(points):
-            grid = (points.uv * 2 - 1).view(1, -1, 1, 2)
-            return torch.nn.functional.grid_sample(texture, grid, align_corners=False)[0, :, :, 0].T
-
-        result = np.mean(_patches(triangles, colour, 99), axis=0)
-        distance = np.linalg.norm((self.means - result) @ self.whiten, axis=1)
+    def rank(self, found: list[np.ndarray], prompt: str) -> int:
+        """1 when the patches lie nearest to their own prompt's class."""
+        distance = np.linalg.norm((self.means - np.mean(found, axis=0)) @ self.whiten, axis=1)
         return int((distance < distance[self.prompts.index(prompt)]).sum()) + 1
+
+
+def patches_of_job(job: JobFolder) -> list[np.ndarray]:
+    """Features of patches of a job's base colour, seen on its mesh."""
+    image = torch.from_numpy(read_map(job.maps / "base_color.png")).float()
+    texture = image.flip(0).permute(2, 0, 1)[None]
+
+    def colour(points):
+        grid = (points.uv * 2 - 1).view(1, -1, 1, 2)
+        return torch.nn.functional.grid_sample(texture, grid, align_corners=False)[0, :, :, 0].T
+
+    return patches(Triangles.of(load_job_mesh(job.mesh)), colour, JUDGED)

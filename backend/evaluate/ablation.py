@@ -82,6 +82,7 @@ CONFIGURATIONS = (
     Configuration("negative prompt", "options", {"negative_prompt": "black rubber"}),
     _options("perp_neg", perp_neg="true"),
     _options("joint 2x2 views", joint_views="true"),
+    _options("deep image prior", deep_image_prior="true"),
     _options(STRONG, scale=3.0),
     _options("w = 3, no rescale", STRONG, 3.0, rescale="0"),
     _options("w = 3, full rescale", STRONG, 3.0, rescale="1"),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well textured meshes match the materials the built-in prior was taught: shapes it never saw.
 
-    python -m backend evaluate prior --json FILE [--pairs N] [--part I/N] [--merge FILE ...]
+    python -m backend evaluate prior --json FILE [--pairs N] [--part I/N] [--merge FILE ...] [--second-stage]
 
 Each (held-out shape x prompt) is textured along the backend's own route, then judged against the
 procedural generator: colour, metallic and roughness against what many draws of the prompt have, patterned
@@ -60,11 +60,16 @@ def held_out_mesh(kind: str, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def texture(folder: Path, kind: str, prompt: str, quality: str, seed: int, shelf: ModelShelf) -> JobFolder:
+def texture(
+    folder: Path, kind: str, prompt: str, quality: str, seed: int, shelf: ModelShelf, second_stage: bool = False
+) -> JobFolder:
     """Run one job; raises RuntimeError when it does not end in Done."""
     job = JobFolder(folder)
     save_job_mesh(job.mesh, held_out_mesh(kind, seed))
-    request = TextureRequest(prompt, quality=quality, texture_size=SIZE, seed=seed)
+    request = TextureRequest(
+        prompt, quality=quality, texture_size=2 * SIZE if second_stage else SIZE, seed=seed,
+        second_stage=protocol.BUILT_IN_MODEL if second_stage else "",
+    )  # fmt: skip
     job.write_request(request)
     last = None
     for event in texturing.run(request, job, shelf, lambda: None):
@@ -100,8 +105,9 @@ def generator_facts(prompt: materials.Prompt, mesh: Mesh) -> dict[str, np.ndarra
 def judge(job: JobFolder, prompt: str) -> dict[str, object]:
     """One row of the table."""
     mesh = load_job_mesh(job.mesh)
-    covered = material.coverage(material.texels(mesh, SIZE)).numpy()
-    maps = {name: read_map(job.maps / f"{name}.png")[covered] for name in ("base_color", "metallic", "roughness")}
+    images = {name: read_map(job.maps / f"{name}.png") for name in ("base_color", "metallic", "roughness")}
+    covered = material.coverage(material.texels(mesh, len(images["metallic"]))).numpy()
+    maps = {name: image[covered] for name, image in images.items()}
     return compare(maps, generator_facts(read(prompt).prompt, mesh))
 
 
@@ -153,6 +159,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--pairs", type=int, default=len(PROMPTS), help="how many (shape, prompt) pairs")
     parser.add_argument("--part", default="1/1", help="2/3: the second third of the pairs, for several processes")
     parser.add_argument("--quality", default="draft", choices=protocol.QUALITIES)
+    parser.add_argument("--second-stage", action="store_true", help="go on with the 128 px stage, in maps of 1024")
     parser.add_argument("--keep", type=Path, help="keep the job folders here")
     parser.add_argument("--merge", type=Path, nargs="+", default=[], help="take over the rows of these files first")
     options = parser.parse_args(arguments)
@@ -166,7 +173,8 @@ def main(arguments: list[str]) -> int:
     pairs = [(kinds[(i + i // len(PROMPTS)) % len(kinds)], PROMPTS[i % len(PROMPTS)]) for i in range(options.pairs)]
     part, parts = (int(number) for number in options.part.split("/"))
     pairs = pairs[part - 1 :: parts]
-    retriever = patterned.Retriever.of([p for p in PROMPTS if patterned.is_patterned(read(p).prompt)])
+    prompts = [p for p in PROMPTS if patterned.is_patterned(read(p).prompt)]
+    retrievers: dict[str, patterned.Retriever] = {}  # of each shape
     for kind, prompt in pairs:
         if (kind, prompt) in done:
             continue
@@ -174,10 +182,12 @@ def main(arguments: list[str]) -> int:
             folder = (options.keep or Path(temporary)) / f"{prompt} on {kind}".replace(" ", "_")
             folder.mkdir(parents=True, exist_ok=True)
             began = time.monotonic()
-            job = texture(folder, kind, prompt, options.quality, 0, shelf)
+            job = texture(folder, kind, prompt, options.quality, 0, shelf, options.second_stage)
             row = {"shape": kind, "prompt": prompt, "seconds": round(time.monotonic() - began, 1), **judge(job, prompt)}
-            if prompt in retriever.prompts:
-                row["pattern_rank"] = retriever.rank(job, prompt)
+            if prompt in prompts:
+                if kind not in retrievers:
+                    retrievers[kind] = patterned.Retriever.of(prompts, load_job_mesh(job.mesh))
+                row["pattern_rank"] = retrievers[kind].rank(patterned.patches_of_job(job), prompt)
         results["rows"].append({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
         results["summary"] = summary(results["rows"])
         protocol.write_beside(options.json, json.dumps(results, indent=1).encode())

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from addon import protocol
 
-from .. import ggx_tables, lighting, map_files, maps, material, optimisation, views
+from .. import ggx_tables, lighting, map_files, maps, material, optimisation, seams, views
 from ..distillation import Options
 from ..ggx_tables import GgxTables
 from ..mesh import Mesh
@@ -98,6 +98,15 @@ def as_written(images: dict[str, Tensor], covered: Tensor) -> Tensor:
         texels = torch.from_numpy(map_files.quantise(filled)).float() / 255
         parts.append(texels[..., :2] if name == "normal" else texels.view(*covered.shape, -1))
     return torch.cat(parts, dim=2).flip(0).permute(2, 0, 1).contiguous()
+
+
+def authored(stored: Tensor, mesh: Mesh) -> Tensor:
+    """Stored values (7, S, S) as an artist's file for this mesh would hold them: alike on both sides of UV seams (a
+    pattern of u and v jumps there), and padded between the islands, where nobody knows them."""
+    where = material.texels(mesh, stored.shape[-1])
+    values = stored.flip(1).flatten(1).T[where.index]
+    values = seams.stitch(where.cuts, where.index, values, where.border, where.size)
+    return as_written(material.split_maps(values, where), material.coverage(where))
 
 
 def unseen_scene(mesh: Mesh, size: int) -> tuple[GBuffer, lighting.Lights]:
@@ -242,7 +251,8 @@ def main(arguments: list[str]) -> int:
     done = {(row["shape"], row["material"]) for row in rows}
     plan = plan_for(options.size, options.size, options.steps, views=options.views)
     for shape, name in [(s, m) for s in shapes for m in materials if (s, m) not in done]:
-        mesh, stored = SHAPES[shape](), known.image(known.MATERIALS[name], options.size)
+        mesh = SHAPES[shape]()
+        stored = authored(known.image(known.MATERIALS[name], options.size), mesh)
         result = recover(mesh, stored, plan, tables)
         row = judge(result, mesh, options.size, tables, uniform=name == "plastic")
         row = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}

@@ -12,8 +12,8 @@ DRAWN = ("label", "operator", "prop", "prop_search", "menu")
 
 
 def table():
-    lines = (ADDON / "words.tsv").read_text("utf-8").splitlines()
-    return [line.split("\t") for line in lines]
+    files = (ADDON / name for name in ("words.tsv", "tooltips.tsv"))
+    return [line.split("\t") for file in files for line in file.read_text("utf-8").splitlines()]
 
 
 def trees():
@@ -57,6 +57,16 @@ def test_no_word_lacks_its_translations():
     keys = [row[0] for row in rows]
     assert len(keys) == len(set(keys))
     assert len(shown_words()) > 100 and shown_words() - set(keys) == set()
+
+
+def tooltips_of_buttons():
+    """What Blender shows of an operator: its docstring."""
+    nodes = [node for tree in trees().values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    return {ast.get_docstring(node) for node in nodes if "_OT_" in node.name}
+
+
+def test_no_tooltip_of_a_button_lacks_its_translations():
+    assert len(tooltips_of_buttons()) > 25 and tooltips_of_buttons() - {row[0] for row in table()} == set()
 
 
 def test_translations_keep_what_is_put_into_them():

@@ -203,8 +203,8 @@ def test_a_real_run_and_what_the_built_in_model_refuses(monkeypatch):
         cached.cache_clear()
     shelf = ModelShelf()
     refused = {}
-    refusing = {"vsd", "perp_neg", "joint 2x2 views", "start: latent paint"}
-    chosen = {"default", "nfsd", "sds", "negative prompt", "start: four views", *refusing}
+    refusing = {"perp_neg", "joint 2x2 views", "start: latent paint"}
+    chosen = {"default", "nfsd", "vsd", "deep image prior", "sds", "negative prompt", "start: four views", *refusing}
     for configuration in (c for c in ablation.CONFIGURATIONS if c.name in chosen):
         run = ablation.Run(configuration, "teal plastic", "vase", 0)
         try:

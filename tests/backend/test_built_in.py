@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from addon.protocol import BUILT_IN_MODEL
-from backend import lighting, models
+from backend import lighting, models, optimisation
 from backend.diffusion import built_in
 from backend.diffusion.built_in import BuiltInPrior
-from backend.diffusion.interface import ModelError, Worded
+from backend.diffusion.interface import Adaptable, ModelError, Worded
 from backend.prior import conditions, network, vocabulary
 from backend.prior.field import MaterialField
 from backend.prior.training import train
@@ -286,3 +286,52 @@ def test_the_shipped_prior_leads_maps_back_that_went_astray(shipped):
     x0_hat = shipped.predict(alpha_bar.sqrt() * astray + (1 - alpha_bar).sqrt() * noise, timestep, scene).conditional
     wanted, found, gone = (float(picture[inside].mean()) for picture in (shown(0.7), x0_hat, astray))
     assert abs(found - wanted) < 0.35 * (gone - wanted)
+
+
+def test_its_copy_learns_the_pictures_of_the_run_and_leaves_it_alone(folder):
+    model = BuiltInPrior(CPU, folder)
+    model.set_prompt("red plastic", "")
+    scene, time = scene_of(32), torch.tensor([300, 600])
+    gbuffer = scene.gbuffer
+    # What the run shows: the model's own materials, a little darker and rougher, which lies within its reach.
+    believed = model.believed_material(scene) + torch.tensor([-0.04, -0.02, -0.02, 0.0, 0.08])
+    surface = conditions.surface_of(believed, torch.nn.functional.normalize(gbuffer.normal, dim=1))
+    shown = conditions.render(gbuffer, surface, scene.lights, model.tables)
+    behind = torch.full((2, 32, 32, 3), model.background)
+    x0 = gbuffer.picture(shown, behind).permute(0, 3, 1, 2) * 2 - 1
+    noisy = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 0.7 + 0.7 * x0
+    before = model.predict(noisy, time, scene, guided=False).conditional
+    copy = model.companion(0)
+    assert isinstance(model, Adaptable)
+    assert torch.equal(model.predict(noisy, time, scene, guided=False).conditional, before)
+    assert torch.allclose(copy.predict(noisy, time, scene), before, atol=1e-4)
+    copy.optimiser.param_groups[0]["lr"] = 2e-2  # the small network is not moved by the published rate
+
+    def error():
+        return float((copy.predict(noisy, time, scene) - x0).square().mean())
+
+    start, generator = error(), torch.Generator().manual_seed(3)
+    for _ in range(25):
+        copy.learn(x0, scene, generator)
+    print(f"error of the copy {start:.2e} before, {error():.2e} after")
+    assert error() < 0.9 * start, "it has learnt nothing"
+    assert torch.equal(model.predict(noisy, time, scene, guided=False).conditional, before), "the model has changed"
+    kept = {name: tensor.clone() for name, tensor in copy.tensors().items()}
+    fresh = model.companion(1)
+    assert torch.allclose(fresh.predict(noisy, time, scene), before, atol=1e-4), "a fresh one has not forgotten"
+    fresh.load(kept)
+    assert all(torch.equal(kept[name], tensor) for name, tensor in fresh.tensors().items())
+
+
+def test_a_run_with_vsd_ends_with_numbers(folder):
+    model = BuiltInPrior(CPU, folder)
+    model.set_prompt("red plastic", "")
+    plan = replace(oracle.plan_for(steps=3, render_size=32, finest=32, views=2), guidance="vsd", guidance_scale=1.0)
+    state, pool = optimisation.new_state(plan, CPU), oracle.new_pool(shapes.mesh_of(shapes.torus(16, 8)), 32, 0)
+    optimisation.add_companion(state, plan, model)
+    assert state.companion is not None
+    before = [p.detach().clone() for p in state.maps.parameters()]
+    for _ in range(3):
+        optimisation.step(state, plan, model, pool, model.tables)
+    assert all(torch.isfinite(p).all() for p in state.maps.parameters())
+    assert any(not torch.equal(*pair) for pair in zip(before, state.maps.parameters(), strict=True))

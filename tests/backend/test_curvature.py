@@ -97,7 +97,7 @@ def test_texels_move_by_the_mean_wish_however_often_they_are_seen():
     seen = torch.zeros(1, 1, 4, 4)
     seen[0, 0, 0], seen[0, 0, 1] = 1000.0, 3.0
     for _ in range(40):
-        descent.descend([parameter], sums, [(parameter - 0.7) * seen], [seen], [0.5], [0.0])
+        descent.descend([parameter], sums, [((parameter - 0.7) * seen, seen)], [0.5], [0.0])
     assert torch.allclose(parameter[0, :, 0], torch.tensor(0.7), atol=5e-3)
     assert torch.allclose(parameter[0, :, 1], torch.tensor(0.7), atol=2e-2)
     assert not parameter[0, :, 2:].any()
@@ -107,7 +107,7 @@ def test_what_nothing_asks_for_fades_and_what_was_not_read_stays():
     read, unread = torch.ones(1, 7, 2, 2), torch.ones(1, 7, 2, 2)
     sums = descent.no_sums([read, unread])
     nothing = torch.zeros(1, 7, 2, 2), torch.zeros(1, 1, 2, 2)
-    descent.descend([read, unread], sums, [nothing[0], None], [nothing[1], None], [1.0, 1.0], [0.1, 0.1])
+    descent.descend([read, unread], sums, [(nothing[0], nothing[1]), None], [1.0, 1.0], [0.1, 0.1])
     assert torch.allclose(read, torch.tensor(0.9)) and torch.equal(unread, torch.ones(1, 7, 2, 2))
 
 

@@ -210,10 +210,25 @@ def test_limits_are_reached_and_left_again():
         assert torch.allclose(left, edge - 0.1 * sign, atol=1e-5)
 
 
+def test_scatter_is_the_transpose_of_reading():
+    position, uv = some_points(200)
+    footprint = torch.full((200,), 0.1 / FINEST)
+    points = SimpleNamespace(position=position, uv=uv, footprint=footprint)
+    maps = material.new_maps(FINEST)
+    values = torch.randn(200, 7, generator=torch.Generator().manual_seed(1))
+    raw = material.raw_values(maps, position, uv, footprint, 0.7)
+    wanted = torch.autograd.grad(raw, maps.parameters(), values, allow_unused=True)
+    found = material.scatter(maps, points, values, 0.7)
+    assert [x is None for x in found] == [x is None for x in wanted] and found[-1] is None
+    for one, other in zip(found, wanted, strict=True):
+        assert one is None or torch.allclose(one[0], other, atol=1e-5)
+
+
 def test_a_texels_reach_is_its_share_in_the_points():
     position, uv = some_points(200)
     points = SimpleNamespace(position=position, uv=uv, footprint=torch.full((200,), 0.1 / FINEST))
     maps = material.new_maps(FINEST)
-    for parameter, seen in zip(maps.parameters(), material.reach(maps, points), strict=True):
+    found = material.scatter(maps, points, torch.zeros(200, 7))
+    for parameter, (_, seen) in zip(maps.parameters(), found, strict=True):
         assert seen.shape == (1, 1, *parameter.shape[2:]) and abs(float(seen.sum()) - 200) < 0.01
-    assert material.reach(maps, points, detail=0.0)[1:] == [None] * (len(maps.parameters()) - 1)
+    assert material.scatter(maps, points, torch.zeros(200, 7), 0.0)[1:] == [None] * (len(maps.parameters()) - 1)

@@ -7,12 +7,14 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 import toy_models
 
 from addon import protocol
 from backend import __main__ as command
 from backend import model_store
 from backend.diffusion.interface import ModelError
+from backend.models import ModelShelf
 
 ID, REVISION = "toys/red", "a" * 40
 LARGE = 20_000  # bytes from which on the hub keeps a file's sha256
@@ -143,6 +145,10 @@ def test_pull_tells_the_licence_first_goes_on_where_it_broke_and_checks_what_cam
     hub.break_after = 15_000
     code, _, told = models(hub, tmp_path, "pull", ID, "--accept")
     assert code != 0 and "Traceback" not in told, told
+    code, _, told = models(None, tmp_path, "check", ID)
+    assert code == protocol.EXIT_BAD_REQUEST and f"“{ID}” was not fetched to its end. Pull it again" in told
+    with pytest.raises(ModelError, match="was not fetched to its end. Go on with: python -m backend models pull toys/"):
+        ModelShelf().get(ID, torch.device("cpu"))
     hub.break_after = None
     hub.served.clear()
     code, out, told = models(hub, tmp_path, "pull", ID, "--accept")
@@ -206,3 +212,44 @@ def test_notes_that_cannot_be_read(tmp_path, monkeypatch):
         with pytest.raises(ModelError, match="patina.json cannot be read. Pull the model again."):
             model_store.check(place)
     assert model_store.find("toys/red") == place and model_store.find("toys/blue") is None
+
+
+def test_a_control_is_pulled_checked_and_found_too(models, tmp_path):
+    folder = toy_models.save_control("sd", tmp_path / "published")
+    (folder / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
+    (folder / "README.md").write_text("# A control")
+    hub, home = Hub(folder), tmp_path / "models"
+    try:
+        code, _, told = models(hub, home, "pull", ID)
+        assert code == protocol.EXIT_BAD_REQUEST and "licence: toy-1.0" in told and "Nothing was fetched" in told
+        code, out, told = models(hub, home, "pull", ID, "--accept")
+        assert code == 0, told
+        names = {name for name, _ in hub.served}
+        assert names == {"config.json", "diffusion_pytorch_model.safetensors"}
+    finally:
+        hub.shutdown()
+        hub.server_close()
+    code, out, _ = models(None, home, "list")
+    assert code == 0 and f"{ID}: 0.00 GB, toy-1.0; ControlNetModel" in out
+    assert "lllyasviel/control_v11f1p_sd15_depth: about 0.7 GB, CreativeML Open RAIL-M; depth, for SD 1.5" in out
+    assert ID not in {row["id"] for row in model_store.listed()}, "it can be chosen as a model"
+    code, out, _ = models(None, home, "check", ID)
+    assert code == 0 and "is whole: ControlNetModel" in out
+    weights = model_store.find(ID) / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    code, _, told = models(None, home, "check", ID)
+    assert code == protocol.EXIT_BAD_REQUEST and "is missing or cut off. Pull it again." in told
+
+
+def test_what_is_neither_model_nor_control_is_not_pulled(models, tmp_path):
+    folder = tmp_path / "published"
+    folder.mkdir()
+    for content, name in (('{"_class_name": "MysteryModel"}', "config.json"), ("x", "weights.safetensors")):
+        (folder / name).write_text(content)
+        hub = Hub(folder)
+        try:
+            code, _, told = models(hub, tmp_path / "models", "pull", ID, "--accept")
+        finally:
+            hub.shutdown()
+            hub.server_close()
+        assert code == protocol.EXIT_BAD_REQUEST and "is neither a model nor a control in diffusers' format" in told

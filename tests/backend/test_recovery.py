@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from backend import ggx_tables
+from backend import ggx_tables, material
 from backend.evaluate import _known as known
 from backend.evaluate import recovery, seams
 from backend.evaluate._shapes import SHAPES
@@ -84,3 +84,21 @@ def test_seams_are_measured_as_they_are_written(tmp_path):
     assert row["points"] > 100
     across, without = row["across_seams"]["base_color"]["mean"], row["without_the_stitch"]["base_color"]["mean"]
     assert across < 0.01 and across < without
+
+
+def gather_uv(stored, uv):
+    """(L, 7) values of (7, S, S), row 0 at v = 0, between texels."""
+    found = torch.nn.functional.grid_sample(stored[None], (uv * 2 - 1).view(1, 1, -1, 2), align_corners=False)
+    return found[0, :, 0].T
+
+
+def test_what_is_known_ends_where_the_mesh_does():
+    mesh, stored = SHAPES["box"](), known.image(known.hammered, 64)
+    known_to_files = recovery.authored(stored, mesh)
+    where = material.texels(mesh, 64)
+    covered = material.coverage(where).flip(0)
+    change = (known_to_files - stored)[:5].abs()
+    assert change[:, covered].median() < 0.51 / 255 and change[:, ~covered].max() > 0.05
+    a, b = (gather_uv(known_to_files, uv) for uv in (where.cuts.uv_a, where.cuts.uv_b))
+    before_a, before_b = (gather_uv(stored, uv) for uv in (where.cuts.uv_a, where.cuts.uv_b))
+    assert (a - b)[:, :5].abs().mean() < 0.3 * (before_a - before_b)[:, :5].abs().mean(), "a seam does not jump"

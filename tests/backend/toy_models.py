@@ -14,11 +14,13 @@ from diffusers import (
     IFPipeline,
     IFSuperResolutionPipeline,
     PNDMScheduler,
+    SD3ControlNetModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImageControlNetModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
@@ -135,8 +137,8 @@ def sdxl():
 
 
 def sd3(t5=True):
-    network = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=8, num_layers=1, attention_head_dim=8, num_attention_heads=2,
+    network = SD3Transformer2DModel(  # the last layer hears of no control
+        sample_size=8, patch_size=2, in_channels=8, num_layers=2, attention_head_dim=8, num_attention_heads=2,
         joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=28, out_channels=8,
         pos_embed_max_size=16,
     )  # fmt: skip
@@ -175,7 +177,31 @@ def z_image():
 
 def control(network):
     """A ControlNet for this UNet, as trained ones are: not one of its layers is zero."""
-    net = ControlNetModel.from_unet(network, conditioning_embedding_out_channels=(8, 8))
+    return trained(ControlNetModel.from_unet(network, conditioning_embedding_out_channels=(8, 8)))
+
+
+def sd3_control(shared=False, **more):
+    """For `sd3`; a `shared` one is of the kind of SD 3.5 Large's: it takes positions from the model, and no words."""
+    words = {"joint_attention_dim": None, "use_pos_embed": False} if shared else {"joint_attention_dim": 32}
+    return trained(
+        SD3ControlNetModel(
+            sample_size=8, patch_size=2, in_channels=8, num_layers=1, attention_head_dim=8, num_attention_heads=2,
+            caption_projection_dim=16, pooled_projection_dim=28, out_channels=8, pos_embed_max_size=16,
+            **{**words, "force_zeros_for_pooled_projection": not shared, **more},
+        )  # fmt: skip
+    )
+
+
+def z_image_control(channels=8, **more):
+    return trained(
+        ZImageControlNetModel(
+            control_layers_places=[0], control_refiner_layers_places=[0], control_in_dim=channels, dim=16,
+            n_refiner_layers=1, n_heads=2, n_kv_heads=2, **more,
+        )  # fmt: skip
+    )
+
+
+def trained(net):
     for parameter in net.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.2)
@@ -201,10 +227,12 @@ def save(name, folder, **settings):
     return folder
 
 
-def save_control(name, folder):
+def save_control(name, folder, **settings):
     """Write a ControlNet for the toy model `name` into `folder`."""
     torch.manual_seed(1)
-    control(FAMILIES[name]().unet).save_pretrained(folder, safe_serialization=True)
+    flows = {"sd3": sd3_control, "z_image": z_image_control}
+    net = flows[name](**settings) if name in flows else control(FAMILIES[name]().unet)
+    net.save_pretrained(folder, safe_serialization=True)
     return folder
 
 

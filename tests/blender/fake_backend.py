@@ -74,6 +74,20 @@ def run_job(command) -> None:
 
     if "silent" in words:
         time.sleep(600)
+    lock = protocol.take_lock(job.lock, f"process {os.getpid()}")
+    if lock is None:
+        say(protocol.Failed("locked", "This job is already running.", "Wait for it."))
+        return
+    try:
+        work(job, attempt, request, words, say, maps)
+    finally:
+        time.sleep(0.3)  # a real one tidies up after its last word
+        protocol.release_lock(lock)
+
+
+def work(job, attempt, request, words, say, maps) -> None:
+    from addon import protocol
+
     steps = 3000 if "endless" in words else 40 if "slow" in words else 4
     say(protocol.Started("fake", "cpu", "fake", steps))
     if "refused" in words:
@@ -111,6 +125,10 @@ def run_job(command) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(600)
     made = maps(job.maps, "", request.texture_size, 1.0)
+    for name, shade in (("ambient_occlusion", 200), ("height", 90)):
+        if name in request.extra_maps:
+            png(job.maps / f"{name}.png", request.texture_size, (shade,))
+            made[name] = f"maps/{name}.png"
     png(job.picture, 32, (255, 40, 20))
     if "glass" in words:
         say(protocol.Warning("Patina cannot make glass: it comes out opaque."))

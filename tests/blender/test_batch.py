@@ -1,15 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Batches inside bpy against the fake backend: what is done is skipped, what failed is told, killed ones go on."""
 
-import hashlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-import time
-
 import pytest
 
 pytest.importorskip("bpy")
@@ -107,39 +98,24 @@ def test_lists_that_cannot_be_used(tmp_path, content, sentence):
     assert sentence in str(problem.value)
 
 
-def test_killed_again_and_again_it_makes_the_same_files(tmp_path):
-    body = _TEN + "scene()\nprint('code', patina('batch', '--jobs', '2'), flush=True)\n"
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
-    whole.mkdir(), parted.mkdir()
-    run_scenario(whole, body, limit=150)
-    script = parted / "scenario.py"
-    prelude = harness._PRELUDE.format(
-        limit=150, repo=str(harness.REPO), here=str(harness.REPO / "tests" / "blender"), tmp=str(parted)
+def test_a_job_whose_old_backend_still_saves_is_waited_for(tmp_path):
+    run_scenario(
+        tmp_path,
+        _TEN
+        + """
+import subprocess
+(tmp / "list.toml").write_text('[[job]]\\nobjects = "Cube"\\nprompt = "red"\\ntexture_size = 512')
+hold = "import sys, time; sys.path.insert(0, sys.argv[1]); from addon import protocol; "
+hold += "protocol.take_lock(__import__('pathlib').Path(sys.argv[2]), ''); print('held', flush=True); time.sleep(6)"
+from addon import batch, batch_queue
+entry = batch.prepare(tmp / "list.toml", False, print)[0]
+folder = batch_queue.folder_of(tmp / "list.batch", entry.item)
+holder = subprocess.Popen([sys.executable, "-c", hold, str(REPO), str(folder.lock)], stdout=subprocess.PIPE)
+assert holder.stdout.readline() == b"held\\n"
+began = time.monotonic()
+assert patina("batch", "--retries", "0") == 0
+assert time.monotonic() - began > 3 and report()["items"][0]["attempts"] == 1
+holder.wait(30), holder.stdout.close()
+""".replace("REPO", repr(str(harness.REPO))),
+        limit=90,
     )
-    script.write_text(prelude + textwrap.dedent(body) + "\naddon.unregister()\n")
-    environment = {**os.environ, "BLENDER_USER_RESOURCES": str(parted / "user"), "PATINA_PYTHON": sys.executable}
-    kills = 0
-    for delay in (0.1, 0.7, 1.6, 0.3, 2.5, 1.1, 200):
-        process = subprocess.Popen(
-            [sys.executable, "-u", str(script)], env=environment, cwd=parted, stdout=subprocess.PIPE, text=True
-        )
-        try:
-            for line in process.stdout:
-                if "Patina:" in line:
-                    break
-            process.wait(delay)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.wait(60)
-        process.stdout.close()
-        time.sleep(0.3)
-    assert kills >= 3, "it was too quick to be killed"
-
-    def files(root):
-        made = {p.relative_to(root).as_posix(): p for p in (root / "made").rglob("*") if p.is_file()}
-        return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in made.items()}
-
-    assert files(parted) == files(whole) and len(files(whole)) >= 9 * 6
-    states = [row["state"] for row in json.loads((parted / "list.batch" / "report.json").read_text())["items"]]
-    assert states.count("failed") == 2 and set(states) <= {"done", "skipped", "failed"}

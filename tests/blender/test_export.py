@@ -94,6 +94,48 @@ assert unchanged(bpy.ops.patina.export_maps) == {"FINISHED"}
     assert not list((tmp_path / "out").rglob(".*")) and not list((tmp_path / "deep").glob(".*"))
 
 
+def test_extra_maps_go_out_with_the_others(tmp_path):
+    run_scenario(
+        tmp_path,
+        """
+from addon import variants
+import untouched
+scene = bpy.context.scene
+scene.patina.extra_ambient_occlusion = scene.patina.extra_height = True
+cube.patina.prompt = "red"
+assert bpy.ops.patina.generate() == {"FINISHED"}
+variant = variants.current(cube)
+folder = variants.folder_of(variant)
+assert (folder / "ambient_occlusion.png").is_file() and (folder / "height.png").is_file()
+how = scene.patina_export
+before = untouched.fingerprint()
+images_before = len(bpy.data.images)
+for template in ("SEPARATE", "GLTF", "UNREAL", "UNITY"):
+    how.template, how.folder = template, str(tmp / "out" / template)
+    assert bpy.ops.patina.export_maps() == {"FINISHED"}
+assert untouched.difference(before, untouched.fingerprint()) == [] and len(bpy.data.images) == images_before
+scene.patina.extra_ambient_occlusion = False
+assert bpy.ops.patina.variant_use_settings() == {"FINISHED"} and scene.patina.extra_ambient_occlusion
+scene.patina.extra_ambient_occlusion = scene.patina.extra_height = False
+assert bpy.ops.patina.generate() == {"FINISHED"}
+bpy.ops.patina.variant_delete(run=variant.run)
+assert not folder.exists(), list(folder.iterdir())
+""",
+        limit=150,
+    )
+
+    def read(name):
+        return np.asarray(Image.open(tmp_path / "out" / name)).astype(int)
+
+    for name in ("GLTF/Cube_occlusionRoughnessMetallic.png", "UNREAL/T_Cube_ORM.png"):
+        assert (read(name)[..., 0] == 200).all() and (read(name)[..., 1] == 60).all()
+    assert (read("UNITY/Cube_Occlusion.png") == 200).all() and (
+        read("SEPARATE/Cube_ambient_occlusion.png") == 200
+    ).all()
+    for name in ("GLTF/Cube_height.png", "UNREAL/T_Cube_H.png", "UNITY/Cube_Height.png", "SEPARATE/Cube_height.png"):
+        assert (read(name) == 90 * 257).all(), "16 bits"
+
+
 def test_a_glb_holds_the_material_and_an_asset_its_picture(tmp_path):
     run_scenario(
         tmp_path,

@@ -35,9 +35,10 @@ def _blender(tmp_path: Path, *arguments: str, limit: float = 120.0) -> subproces
     )
 
 
-@pytest.fixture
-def installed(tmp_path):
-    """The folder with a fresh user's Blender that has the extension, and a fake backend in `root`."""
+@pytest.fixture(scope="session")
+def fresh_user(tmp_path_factory):
+    """The folder of a fresh user's Blender that has the extension."""
+    tmp_path = tmp_path_factory.mktemp("fresh")
     (tmp_path / "user").mkdir()
     command = [sys.executable, "build.py", "package"]
     packed = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
@@ -49,6 +50,13 @@ def installed(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     done = _blender(tmp_path, "--command", "extension", "install-file", "-r", "user_default", "-e", str(zip_file))
     assert done.returncode == 0, done.stdout + done.stderr
+    return tmp_path / "user"
+
+
+@pytest.fixture
+def installed(tmp_path, fresh_user):
+    """The folder with a fresh user's Blender that has the extension, and a fake backend in `root`."""
+    shutil.copytree(fresh_user, tmp_path / "user")
     fake_backend.install(tmp_path / "root")
     (tmp_path / "fake.py").write_text(_FAKE.format(root=str(tmp_path / "root")))
     return tmp_path

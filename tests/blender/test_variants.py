@@ -34,19 +34,29 @@ def test_runs_are_kept_shown_pinned_and_deleted(tmp_path):
         assert cube.patina.prompt == "slow blue" and cube.patina.seed == 2
         assert bpy.context.scene.patina.quality == "draft"
 
-        for run, sentence in ((first, "is on Cube"), (second, "pinned")):
-            bpy.ops.patina.variant_pin(run=second) if run == second else None
+        def stays(run, sentence):
             try:
                 bpy.ops.patina.variant_delete(run=run)
                 raise AssertionError("deleted what must stay")
             except RuntimeError as error:
                 assert sentence in str(error), error
         bpy.ops.patina.variant_pin(run=second)
+        stays(second, "pinned")
+        bpy.ops.patina.variant_pin(run=second)
+        other = bpy.data.objects.new("Other", cube.data.copy())
+        bpy.context.scene.collection.objects.link(other)
+        other.data.materials[0] = variants.find(cube, second).material
+        stays(second, "is on Other")
+        bpy.data.objects.remove(other)
         gone = variants.folder_of(variants.find(cube, second))
         (gone / "notes.txt").write_text("the user's own")
         assert bpy.ops.patina.variant_delete(run=second) == {"FINISHED"}
         assert [p.name for p in gone.iterdir()] == ["notes.txt"] and not images.find(second)
         assert [v.run for v in cube.patina.variants] == [first] and material.is_on(cube, first)
+
+        third, fourth = make("green", 3), make("white", 4)
+        assert bpy.ops.patina.variant_delete(run=fourth) == {"FINISHED"} and material.is_on(cube, third)
+        assert bpy.ops.patina.variant_delete(run=third) == {"FINISHED"} and material.is_on(cube, first)
 
         assert bpy.ops.patina.revert() == {"FINISHED"}
         assert cube.material_slots[0].material is old and not material.can_restore(cube)

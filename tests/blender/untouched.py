@@ -20,7 +20,7 @@ def fingerprint(ours=()) -> dict[str, str]:
         found[f"mesh {mesh.name}"] = _hash(*values)
         for layer in mesh.uv_layers:
             if layer.name not in ours:
-                state = (layer.active_render, layer.active if len(mesh.uv_layers) == 1 else "")
+                state = (layer.active_render, layer.active)
                 found[f"uv {mesh.name} {layer.name}"] = _hash(_numbers(layer.uv, "vector", 2), repr(state).encode())
     for material in bpy.data.materials:
         if "patina_run" not in material:

@@ -3,6 +3,9 @@
 
     python -m tests.blender.window --prompt "rusty iron" --out docs      # the README's pictures of the panel
 
+No place in pixels is written down for a button: `press` moves the mouse down the sidebar until Blender says that the
+wanted one is under it, so that a panel may grow, and the interface may have any scale.
+
 Needs $BLENDER with the extension installed (BLENDER_USER_RESOURCES), Xvfb, xdotool and ImageMagick's import.
 """
 
@@ -22,16 +25,20 @@ from pathlib import Path
 
 SCREEN = (1600, 900)
 TOOLS = ("Xvfb", "xdotool", "import", "convert")
-# In pixels of the screen above, with Blender's default theme and layout.
-TAB, TAB_BEFORE_5 = (1299, 322), (1308, 248)
-PROMPT, GENERATE, CANCEL, NOWHERE = (1165, 127), (1165, 279), (1215, 298), (440, 770)
-PANEL_CROP = "300x640+1022+84"
+NOWHERE = (440, 770)  # in the 3D view, where nothing is
 PICTURE_CROP = "880x640+440+84"
+_STEP = 9  # pixels at an interface scale of 1: less than half a button's height
+_WHEEL = 6  # clicks to scroll by
 
 _INSIDE = """
 import bpy, json, os
 bpy.context.preferences.view.show_splash = False
+bpy.context.preferences.view.ui_scale = {scale}
 STATE = {state!r}
+def sidebar():
+    window = bpy.context.window_manager.windows[0]
+    area = next(area for area in window.screen.areas if area.type == "VIEW_3D")
+    return window, area, next(region for region in area.regions if region.type == "UI")
 def prepare():
     for item in list(bpy.data.objects):
         bpy.data.objects.remove(item)
@@ -51,16 +58,46 @@ def prepare():
             space.region_3d.view_rotation = Euler((1.25, 0, 0.5)).to_quaternion()
             space.region_3d.view_location = Vector((0.5, 0.3, 0))
     bpy.ops.ed.undo_push(message="prepared")
-    bpy.app.timers.register(tell, first_interval=0.2, persistent=True)
+    bpy.app.timers.register(start, first_interval=0.2)
+def start():
+    bpy.app.timers.register(tell, persistent=True)
+    bpy.app.timers.register(answer, persistent=True)
+def write(path, said):
+    with open(path + ".part", "w") as file:
+        json.dump(said, file)
+    os.replace(path + ".part", path)
 def tell():
     run, item = bpy.context.window_manager.patina, bpy.context.view_layer.objects.active
     slots = [slot.material.name for slot in item.material_slots if slot.material] if item else []
-    said = {{"busy": run.busy, "step": run.step, "message": run.message, "level": run.level, "hint": run.hint,
-             "slots": slots, "prompt": item.patina.prompt if item else None, "version": bpy.app.version[0]}}
-    with open(STATE + ".part", "w") as file:
-        json.dump(said, file)
-    os.replace(STATE + ".part", STATE)
+    variants = [[v.name, v.run, v.seed, v.pinned] for v in item.patina.variants] if item else []
+    shown = slots and item.material_slots[0].material.get("patina_run")
+    region = sidebar()[2]
+    try:
+        tab = region.active_panel_category
+    except (AttributeError, RuntimeError):
+        tab = ""
+    write(STATE, {{
+        "busy": run.busy, "step": run.step, "message": run.message, "level": run.level, "hint": run.hint,
+        "slots": slots, "prompt": item.patina.prompt if item else None, "version": bpy.app.version[0],
+        "variants": variants, "shown": shown, "tab": tab, "file": bpy.data.filepath,
+        "sidebar": [region.x, region.y, region.width, region.height],
+        "scale": bpy.context.preferences.system.ui_scale,
+    }})
     return 0.2
+def answer():  # what is under the mouse
+    if os.path.exists(STATE + ".ask"):
+        window, area, region = sidebar()
+        found, manager = "", bpy.context.window_manager
+        with bpy.context.temp_override(window=window, area=area, region=region):
+            for ask in (bpy.ops.ui.copy_python_command_button, bpy.ops.ui.copy_data_path_button):
+                if not found and ask.poll():
+                    manager.clipboard = ""
+                    ask(full_path=True) if ask is bpy.ops.ui.copy_data_path_button else ask()
+                    found = manager.clipboard
+        number = open(STATE + ".ask").read()
+        os.remove(STATE + ".ask")
+        write(STATE + ".answer", [number, found])
+    return 0.03
 bpy.app.timers.register(prepare, first_interval=0.5)
 """
 
@@ -81,13 +118,20 @@ class Window:
     """One running Blender and its screen."""
 
     def __init__(self, display: str, state: Path, process: subprocess.Popen) -> None:
-        self._state, self.process = state, process
+        self.state, self.process, self._asked = state, process, 0
         self._environment = {**os.environ, "DISPLAY": display}
+        # One process that obeys line by line: to start one for each move of the mouse takes longer than the move.
+        self._hand = subprocess.Popen(["xdotool", "-"], stdin=subprocess.PIPE, text=True, env=self._environment)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._hand.stdin.close()
+        _end(self._hand)
 
     def told(self) -> dict:
         """What Blender last said of itself; empty before it has said anything."""
         try:
-            return json.loads(self._state.read_text())
+            return json.loads(self.state.read_text())
         except (OSError, ValueError):
             return {}
 
@@ -99,6 +143,74 @@ class Window:
                 raise TimeoutError(f"Blender (exit {self.process.poll()}) said last: {said}")
             time.sleep(0.2)
         return said
+
+    def under(self) -> str:
+        """The operator call or the property that is under the mouse; empty if none is."""
+        self._asked += 1
+        question, told = Path(f"{self.state}.ask"), Path(f"{self.state}.answer")
+        question.with_suffix(".new").write_text(str(self._asked))
+        question.with_suffix(".new").replace(question)
+        end = time.monotonic() + 30.0
+        while time.monotonic() < end and self.process.poll() is None:
+            with contextlib.suppress(OSError, ValueError):
+                number, found = json.loads(told.read_text())
+                if number == str(self._asked):
+                    return found
+            time.sleep(0.02)
+        raise TimeoutError(f"Blender (exit {self.process.poll()}) does not say what is under the mouse")
+
+    def find(self, wanted: str, share: float = 0.5) -> tuple[int, int]:
+        """Where in the sidebar the button is whose call or property holds `wanted`; LookupError tells what there is.
+
+        `share`: how far to the right to look for it, of the sidebar's width.
+        """
+        seen: list[str] = []
+        for scroll in range(6):
+            x, y, width, height = self.told()["sidebar"]
+            scale = self.told()["scale"]
+            across = int(x + (width - 22 * scale) * share)
+            for down in range(int(24 * scale), height, int(_STEP * scale)):
+                place = (across, SCREEN[1] - y - height + down)
+                self.point(place)
+                time.sleep(0.06)
+                found = self.under()
+                if wanted in found:
+                    return place[0], place[1] + int(4 * scale)
+                if found and found not in seen:
+                    seen.append(found)
+            if scroll == 0:
+                self._do("xdotool", "click", "--repeat", "60", "--delay", "15", "4")  # once more from the top
+            else:
+                self._do("xdotool", "click", "--repeat", str(_WHEEL), "--delay", "60", "5")
+            time.sleep(1.0)
+        raise LookupError(f"{wanted} is not in the sidebar. Seen: {seen}")
+
+    def press(self, wanted: str, share: float = 0.5) -> None:
+        self.click(self.find(wanted, share))
+
+    def open_tab(self) -> None:
+        """Bring the tab Patina to the front, by the mouse."""
+        for _ in range(2):
+            x, y, width, height = self.told()["sidebar"]
+            scale = self.told()["scale"]
+            for down in range(int(20 * scale), height, int(26 * scale)):
+                self.click((int(x + width - 9 * scale), SCREEN[1] - y - height + down))
+                if self.told().get("tab") == "Patina":
+                    return
+        raise LookupError(f"no tab Patina: {self.told()}")
+
+    def do(self, code: str, limit: float) -> str:
+        """Have Blender run code, where an `extra` script looks for it; its error, or an empty string."""
+        order, answer = Path(f"{self.state}.do"), Path(f"{self.state}.did")
+        answer.unlink(missing_ok=True)
+        order.with_suffix(".new").write_text(code)
+        order.with_suffix(".new").replace(order)
+        end = time.monotonic() + limit
+        while time.monotonic() < end and self.process.poll() is None:
+            with contextlib.suppress(OSError, ValueError):
+                return json.loads(answer.read_text())
+            time.sleep(0.05)
+        raise TimeoutError(f"Blender (exit {self.process.poll()}) did not run: {code}")
 
     def click(self, place: tuple[int, int]) -> None:
         self.point(place)
@@ -125,12 +237,27 @@ class Window:
         self._do("import", "-window", "root", *(["-crop", crop, "+repage"] if crop else []), str(file))
 
     def _do(self, *command: str) -> None:
+        if command[:1] == ("xdotool",) and "type" not in command:
+            self._hand.stdin.write(" ".join(command[1:]) + "\n")
+            self._hand.stdin.flush()
+            return
         subprocess.run(command, env=self._environment, check=True, timeout=20, capture_output=True)
 
 
 @contextlib.contextmanager
-def opened(blender: str, shape: str, shading: str = "SOLID", extra: str = "", environment=None) -> Iterator[Window]:
-    """Blender with a `shape` (cube, monkey) and the tab Patina in front; everything ended when the block ends."""
+def opened(
+    blender: str,
+    shape: str,
+    shading: str = "SOLID",
+    extra: str = "",
+    environment: dict[str, str] | None = None,
+    scale: float = 1.0,
+    file: Path | None = None,
+) -> Iterator[Window]:
+    """Blender with a `shape` (cube, monkey) and the tab Patina in front; everything ended when the block ends.
+
+    `scale`: of the interface. With a `file` that .blend is opened and nothing is added to it.
+    """
     with tempfile.TemporaryDirectory(prefix="patina-window-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         display = f":{80 + os.getpid() % 900}"
@@ -142,10 +269,14 @@ def opened(blender: str, shape: str, shading: str = "SOLID", extra: str = "", en
         stack.callback(_end, screen)
         time.sleep(1.5)
         script, state = folder / "inside.py", folder / "state.json"
-        script.write_text(_INSIDE.format(state=str(state), shape=shape, shading=shading) + extra)
+        inside = _INSIDE.format(state=str(state), shape=shape, shading=shading, scale=scale)
+        if file is not None:
+            inside = inside.replace("register(prepare,", "register(start,")
+        script.write_text(inside + extra)
+        geometry = ("--window-geometry", "0", "0", *map(str, SCREEN))
         with open(folder / "log.txt", "w") as log:
             process = subprocess.Popen(
-                [blender, "--window-geometry", "0", "0", *map(str, SCREEN), "--python", str(script)],
+                [blender, *([str(file)] if file else []), *geometry, "--python", str(script)],
                 env={**os.environ, **(environment or {}), "DISPLAY": display},
                 stdout=log,
                 stderr=log,
@@ -153,9 +284,10 @@ def opened(blender: str, shape: str, shading: str = "SOLID", extra: str = "", en
             )
         stack.callback(_end, process)
         window = Window(display, state, process)
-        said = window.wait(lambda said: True, 60.0)
+        stack.callback(window.close)
+        window.wait(lambda said: True, 90.0)
         time.sleep(3.0)
-        window.click(TAB if said["version"] >= 5 else TAB_BEFORE_5)
+        window.open_tab()
         yield window
 
 
@@ -181,13 +313,13 @@ def main() -> int:
         return 1
     options.out.mkdir(parents=True, exist_ok=True)
     with opened(blender, "monkey", "SOLID", _SHADE_LATER) as window:
-        window.click(PROMPT)
+        window.press("patina.prompt")
         window.type(options.prompt)
         window.wait(lambda said: said["prompt"] == options.prompt, 60)
         window.point(NOWHERE)
         time.sleep(40)  # EEVEE's shaders on a software renderer
         window.picture(options.out / "panel_before.png", PICTURE_CROP)
-        window.click(GENERATE)
+        window.press("patina.generate")
         window.point(NOWHERE)
         window.wait(lambda said: said["busy"] and said["step"] >= 100, 300)
         time.sleep(2)

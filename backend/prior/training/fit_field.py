@@ -35,13 +35,13 @@ def random_points(count: int, generator: torch.Generator) -> procedural.Procedur
     return procedural.evaluate(q, torch.nn.functional.normalize(normal, dim=1))
 
 
-def batch(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def batch(generator: torch.Generator, often: tuple[str, ...] = ()) -> tuple[Tensor, Tensor, Tensor]:
     """Textures (P, N, 55), word numbers (P, 4) and wanted values (P, N, 6)."""
     textures = random_points(PROMPTS * POINTS, generator)
     stacked = textures.stacked().view(PROMPTS, POINTS, -1)
     numbers, wanted = [], []
     for index in range(PROMPTS):
-        prompt = random_prompt(generator)
+        prompt = random_prompt(generator, often)
         instance = instances.draw(prompt, generator)
         rows = slice(index * POINTS, (index + 1) * POINTS)
         here = procedural.Procedural(**{name: values[rows] for name, values in textures.__dict__.items()})
@@ -53,7 +53,7 @@ def batch(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     return stacked, torch.stack(numbers).long(), torch.stack(wanted)
 
 
-def fit(out: Path, minutes: float, learning_rate: float, seed: int) -> None:
+def fit(out: Path, minutes: float, learning_rate: float, seed: int, often: tuple[str, ...] = ()) -> None:
     torch.manual_seed(seed)
     field, average = MaterialField(len(WORDS)), MaterialField(len(WORDS)).requires_grad_(False)
     optimiser = torch.optim.AdamW(field.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-4)
@@ -75,7 +75,7 @@ def fit(out: Path, minutes: float, learning_rate: float, seed: int) -> None:
         for group in optimiser.param_groups:
             warm = min(1.0, facts["step"] / 200)
             group["lr"] = learning_rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
-        textures, numbers, wanted = batch(generator)
+        textures, numbers, wanted = batch(generator, often)
         squared = ((field(textures, numbers) - wanted) ** 2).mean(1)
         optimiser.zero_grad(set_to_none=True)
         (squared.mean(0) * weights).sum().backward()
@@ -118,11 +118,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--often", nargs="+", default=(), help="materials that are stuck: every second prompt is of them"
+    )
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    fit(arguments.out, arguments.minutes, arguments.lr, arguments.seed)
+    fit(arguments.out, arguments.minutes, arguments.lr, arguments.seed, tuple(arguments.often))
 
 
 if __name__ == "__main__":

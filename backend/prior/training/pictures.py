@@ -27,7 +27,6 @@ from ..vocabulary import WORDS, encode
 from . import shapes
 from .prompts import DROP_WORDS, random_prompt
 
-SIZE = 64
 VIEWS_PER_SHAPE = 16
 PICTURES_PER_VIEW = 3  # other material and light, same visibility and textures: they are most of the cost
 
@@ -51,6 +50,7 @@ class Bench:
     generator: torch.Generator
     tables: ggx_tables.GgxTables
     field: MaterialField
+    size: int  # pixels to a side
 
 
 def _mixed_cameras(triangles: Triangles, count: int, generator: torch.Generator) -> cameras.Cameras:
@@ -71,8 +71,8 @@ def pictures_of_shape(kind: str, bench: Bench) -> Shard:
     views = _mixed_cameras(triangles, VIEWS_PER_SHAPE, bench.generator)
     made = []
     for index in range(len(views)):
-        visible = look(triangles, views, index, SIZE)
-        if visible.pixel.numel() < 200:
+        visible = look(triangles, views, index, bench.size)
+        if visible.pixel.numel() < bench.size**2 // 20:
             continue
         gbuffer = gather(triangles, views[slice(index, index + 1)], [visible])
         occlusion = (visible.barycentrics * corner_occlusion[visible.triangle]).sum(1)
@@ -104,7 +104,7 @@ def _picture(
     def picture(values: Tensor) -> np.ndarray:
         return (conditions.spread(gbuffer, values)[0] * 255).round().byte().numpy()
 
-    empty = torch.full((1, SIZE, SIZE, 3), conditions.BACKGROUND)
+    empty = torch.full((1, bench.size, bench.size, 3), conditions.BACKGROUND)
     return (
         (gbuffer.picture(target, empty)[0].permute(2, 0, 1) * 255).round().byte().numpy(),
         picture(conditions.values_of(surface)),
@@ -119,13 +119,18 @@ def main() -> None:
     parser.add_argument("--field", type=Path, required=True, help="field.safetensors of fit_field.py")
     parser.add_argument("--count", type=int, default=40_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=64, help="pixels to a side; 128 for the second stage")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
     field = MaterialField(len(WORDS)).requires_grad_(False)
     field.load_state_dict(load_file(arguments.field))
     bench = Bench(
-        np.random.default_rng(arguments.seed), torch.Generator().manual_seed(arguments.seed), ggx_tables.load(), field
+        np.random.default_rng(arguments.seed),
+        torch.Generator().manual_seed(arguments.seed),
+        ggx_tables.load(),
+        field,
+        arguments.size,
     )
     total, begin, number = 0, time.time(), 0
     while total < arguments.count:

@@ -26,8 +26,8 @@ HELD_OUT_PROMPTS = frozenset(
 )
 
 
-def random_prompt(generator: torch.Generator) -> materials.Prompt:
-    """A prompt outside the held-out ones, materials equally often."""
+def random_prompt(generator: torch.Generator, often: tuple[str, ...] = ()) -> materials.Prompt:
+    """A prompt outside the held-out ones, materials equally often; every second one of `often`, where given."""
 
     def chance(p: float) -> bool:
         return float(torch.rand((), generator=generator)) < p
@@ -36,7 +36,7 @@ def random_prompt(generator: torch.Generator) -> materials.Prompt:
         return items[int(torch.randint(len(items), (), generator=generator))]
 
     while True:
-        name = pick([*materials.MATERIALS, *materials.FAMILY_WORDS])
+        name = pick(often) if often and chance(0.5) else pick([*materials.MATERIALS, *materials.FAMILY_WORDS])
         material = materials.MATERIALS.get(name)
         if material is None:
             return materials.Prompt(name)

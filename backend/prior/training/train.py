@@ -62,9 +62,13 @@ class PictureRing:
 
 
 def batch_loss(
-    unet: UNet2DModel, batch: dict[str, Tensor], alphas_cumprod: Tensor, generator: torch.Generator
+    unet: UNet2DModel,
+    batch: dict[str, Tensor],
+    alphas_cumprod: Tensor,
+    generator: torch.Generator,
+    highest: float = 1.0,
 ) -> Tensor:
-    """Mean squared error of the predicted material values on the object."""
+    """Mean squared error of the predicted material values on the object, at timesteps up to the share `highest`."""
     device = alphas_cumprod.device
     count = len(batch["target"])
     x0 = batch["target"].to(device).float() / 127.5 - 1
@@ -72,7 +76,7 @@ def batch_loss(
     told = batch["told"].to(device).float() / 255
     expected = told[:, conditions.RENDERS : conditions.RENDERS + conditions.VALUES]
     told = torch.cat((told[:, :-3], told[:, -3:] * 2 - 1), dim=1)
-    timestep = torch.randint(0, len(alphas_cumprod), (count,), generator=generator).to(device)
+    timestep = torch.randint(0, round(highest * len(alphas_cumprod)), (count,), generator=generator).to(device)
     noise = torch.randn(x0.shape, generator=generator).to(device)
     alpha_bar = alphas_cumprod[timestep]
     a, s = (v.sqrt().view(-1, 1, 1, 1) for v in (alpha_bar, 1 - alpha_bar))
@@ -88,7 +92,7 @@ def batch_loss(
 def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     device = torch.device(arguments.device)
-    unet = network.new_unet().to(device, memory_format=torch.channels_last)
+    unet = network.new_unet(tuple(arguments.widths), size=arguments.size).to(device, memory_format=torch.channels_last)
     average = deepcopy(unet).requires_grad_(False)
     optimiser = torch.optim.AdamW(unet.parameters(), lr=arguments.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     generator = torch.Generator()
@@ -111,7 +115,7 @@ def train(arguments: argparse.Namespace) -> None:
         warm = min(1.0, facts["step"] / 300)
         for group in optimiser.param_groups:
             group["lr"] = arguments.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        loss = batch_loss(unet, ring.batch(arguments.batch, rng), alphas_cumprod, generator)
+        loss = batch_loss(unet, ring.batch(arguments.batch, rng), alphas_cumprod, generator, arguments.highest)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -165,6 +169,9 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("state", type=Path)
     parser.add_argument("--minutes", type=float, default=90)
+    parser.add_argument("--size", type=int, default=64, help="of the pictures, in pixels")
+    parser.add_argument("--widths", type=int, nargs=3, default=(96, 128, 128), help="channels of the UNet's levels")
+    parser.add_argument("--highest", type=float, default=1.0, help="share of the timesteps that are trained")
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)

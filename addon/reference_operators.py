@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The sub-panel Reference with its buttons: a picture from a file, the clipboard or the last render, and its view."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+
+import bpy
+from bpy.app.translations import pgettext_iface as _
+
+from . import generate, reference, session
+from .drawing import Sidebar, draw_text
+from .operators import failed
+
+_PROBLEMS = generate.PROBLEMS
+
+
+class _OfAMesh:
+    @classmethod
+    def poll(cls, context):
+        if context.object is None or context.object.type != "MESH":
+            cls.poll_message_set("Select a mesh object")
+            return False
+        return True
+
+
+class PATINA_OT_reference_paste(_OfAMesh, bpy.types.Operator):
+    """Take the picture on the clipboard as the reference"""
+
+    bl_idname = "patina.reference_paste"
+    bl_label = "Paste"
+    bl_options = {"UNDO"}
+
+    def execute(self, context):
+        before = set(bpy.data.images)
+        try:
+            with _image_editor(context):
+                bpy.ops.image.clipboard_paste()
+            made = next((image for image in bpy.data.images if image not in before), None)
+            if made is None:
+                raise reference.ReferenceProblem("There is no picture on the clipboard. Copy one, then paste again.")
+        except RuntimeError as error:  # Blender's poll: nothing there, or no clipboard at all
+            return failed(self, session.current(), f"Nothing can be pasted: {_last_line(error)}")
+        except reference.ReferenceProblem as error:
+            return failed(self, session.current(), str(error))
+        made.pack()
+        context.object.patina.reference.image = made
+        return {"FINISHED"}
+
+
+class PATINA_OT_reference_render(_OfAMesh, bpy.types.Operator):
+    """Take the last render, as the scene's view transform shows it, as the reference, and the scene's camera as its
+    view"""
+
+    bl_idname = "patina.reference_render"
+    bl_label = "From Render"
+    bl_options = {"UNDO"}
+
+    def execute(self, context):
+        kept = context.object.patina.reference
+        try:
+            kept.image = _image_of_render(context.scene)
+            if context.scene.camera is not None:
+                reference.keep_view(context.object, *reference.camera_matrices(context, context.scene.camera))
+        except _PROBLEMS as error:
+            return failed(self, session.current(), str(error))
+        return {"FINISHED"}
+
+
+class PATINA_OT_reference_view(_OfAMesh, bpy.types.Operator):
+    """Say that the picture was taken as this 3D view sees the object now; the picture is taken to fit the view, or the
+    camera's frame when looking through it"""
+
+    bl_idname = "patina.reference_view"
+    bl_label = "Use Viewport Camera"
+    bl_options = {"UNDO"}
+
+    @classmethod
+    def poll(cls, context):
+        if context.region_data is None or context.space_data is None or context.space_data.type != "VIEW_3D":
+            cls.poll_message_set("Use it in a 3D view")
+            return False
+        return super().poll(context)
+
+    def execute(self, context):
+        seen, space = context.region_data, context.space_data
+        camera = space.camera if space.use_local_camera else context.scene.camera
+        try:
+            if seen.view_perspective == "CAMERA" and camera is not None:
+                view = reference.camera_matrices(context, camera)
+            else:
+                region = next(region for region in context.area.regions if region.type == "WINDOW")
+                view = seen.window_matrix, seen.view_matrix, region.width / max(region.height, 1)
+            reference.keep_view(context.object, *view)
+        except _PROBLEMS as error:
+            return failed(self, session.current(), str(error))
+        return {"FINISHED"}
+
+
+class PATINA_OT_reference_front(_OfAMesh, bpy.types.Operator):
+    """Say that the picture shows the object from the front, filling the picture"""
+
+    bl_idname = "patina.reference_front"
+    bl_label = "Front View"
+    bl_options = {"UNDO"}
+
+    def execute(self, context):
+        reference.forget_view(context.object)
+        return {"FINISHED"}
+
+
+class PATINA_PT_reference(Sidebar, bpy.types.Panel):
+    bl_idname = "PATINA_PT_reference"
+    bl_parent_id = "PATINA_PT_main"
+    bl_label = "Reference"
+    bl_options = {"DEFAULT_CLOSED"}
+    bl_order = 6
+
+    @classmethod
+    def poll(cls, context):
+        return context.object is not None and context.object.type == "MESH"
+
+    def draw(self, context):
+        layout, kept = self.layout, context.object.patina.reference
+        layout.template_ID(kept, "image", open="image.open")
+        row = layout.row(align=True)
+        row.operator("patina.reference_paste", icon="PASTEDOWN")
+        row.operator("patina.reference_render", icon="RENDER_RESULT")
+        if kept.image is None:
+            return
+        column = layout.column(align=True)
+        angles = reference.angles(kept)
+        if angles is None:
+            column.label(text=_("Seen from the front"), translate=False)
+        else:
+            around, above = (round(angle) for angle in angles)
+            text = _("Seen from {around}°, {above}° above").format(around=around, above=above)
+            column.label(text=text, translate=False)
+        row = column.row(align=True)
+        row.operator("patina.reference_view", icon="VIEW_CAMERA")
+        if angles is not None:
+            row.operator("patina.reference_front", text="", icon="X")
+        draw_text(layout, context, _("Base Color follows it where it shows the object, as if lit evenly."))
+
+
+def _image_of_render(scene: bpy.types.Scene) -> bpy.types.Image:
+    """The last render of the scene as a packed image. Raises ReferenceProblem; the scene's settings stay."""
+    result = bpy.data.images.get("Render Result")
+    files = scene.render.image_settings
+    names = ("media_type", "file_format", "color_mode", "color_depth", "compression", "color_management")
+    before = {name: getattr(files, name) for name in names if hasattr(files, name)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "render.png"
+        try:
+            if result is None:
+                raise RuntimeError
+            if "media_type" in before:
+                files.media_type = "IMAGE"
+            files.file_format, files.color_management = "PNG", "FOLLOW_SCENE"
+            files.color_mode, files.color_depth = "RGBA", "8"
+            result.save_render(str(path), scene=scene)
+            image = bpy.data.images.load(str(path))
+        except RuntimeError as error:
+            sentence = "There is no render yet. Render the scene (F12), then try again."
+            raise reference.ReferenceProblem(sentence) from error
+        finally:
+            for name, value in before.items():
+                with contextlib.suppress(TypeError):  # a depth that belongs to another format
+                    setattr(files, name, value)
+        image.pack()
+        image.filepath, image.name = "", f"{scene.name} render"
+    return image
+
+
+@contextlib.contextmanager
+def _image_editor(context: bpy.types.Context):
+    """Run what is inside as if in an image editor: one that is open, or any area that becomes one for the moment.
+
+    Raises ReferenceProblem where Blender has no window.
+    """
+    windows = context.window_manager.windows
+    if bpy.app.background or not windows:
+        raise reference.ReferenceProblem("Pictures are pasted in Blender's window only.")
+    areas = [(window, area) for window in windows for area in window.screen.areas]
+    found = next(((w, a) for w, a in areas if a.type == "IMAGE_EDITOR"), None)
+    # The area whose button is being pressed is the last to be changed.
+    window, area = found or next((pair for pair in areas if pair[1] != context.area), areas[0])
+    kind = area.ui_type
+    try:
+        if found is None:
+            area.ui_type = "IMAGE_EDITOR"
+        space = area.spaces.active
+        shown = space.image
+        region = next(region for region in area.regions if region.type == "WINDOW")
+        with context.temp_override(window=window, area=area, region=region):
+            yield
+        space.image = shown
+    finally:
+        if found is None:
+            area.ui_type = kind
+
+
+def _last_line(error: RuntimeError) -> str:
+    return str(error).strip().splitlines()[-1].removeprefix("Error: ")
+
+
+register, unregister = bpy.utils.register_classes_factory(
+    (
+        PATINA_OT_reference_paste,
+        PATINA_OT_reference_render,
+        PATINA_OT_reference_view,
+        PATINA_OT_reference_front,
+        PATINA_PT_reference,
+    )
+)

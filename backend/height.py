@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The height map: the relief that a normal map means, as the surface whose slopes come nearest to it.
+
+Least squares over links between neighbouring texels of one UV island; where islands meet in space their heights are
+linked as well, so that a cut is no step. Solved from coarse to fine: conjugate gradients alone would take thousands of
+steps to level out a large island.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array, diags_array
+from scipy.sparse.linalg import cg
+from torch import Tensor
+
+from . import material
+from .frames import components, same_rows
+from .maps import fill_uncovered
+from .mesh import Mesh
+from .seams import Cuts
+
+SIZE = 1024  # texels at most: the optimiser resolves no more
+COARSEST = 500  # nodes that need no coarser graph
+STEPS, STEPS_COARSEST = 60, 2000
+STEEPEST = 4.0  # slope: what a normal map says beyond is noise
+
+
+@dataclass(frozen=True)
+class Links:
+    """The node b (L,) lies `rise` (L,) higher than a (L,); `reach` (L,) texels apart, 0 across a cut."""
+
+    a: np.ndarray
+    b: np.ndarray
+    rise: np.ndarray
+    weight: np.ndarray
+    reach: np.ndarray
+
+
+def from_normals(mesh: Mesh, normal: Tensor, covered: Tensor) -> tuple[Tensor, float]:
+    """(S, S, 1) heights in 0..1 with 0.5 in the middle, gutters filled, and the height from 0 to 1 in Blender units.
+
+    `normal` (S, S, 3) as stored, `covered` (S, S) bool; row 0 at the top.
+    """
+    full = normal.shape[0]
+    size = min(full, SIZE)
+    where = material.texels(mesh, size)
+    heights = _heights(mesh, where, _slopes(normal.cpu(), covered.cpu(), size))
+    top = float(np.abs(heights).max()) or 1e-9
+    values = torch.full((size * size, 1), 0.5)
+    values[where.index] = torch.from_numpy(0.5 + 0.5 * heights / top).float()[:, None]
+    values = fill_uncovered(values.view(size, size, 1), material.coverage(where))
+    nchw = torch.nn.functional.interpolate(values.permute(2, 0, 1)[None], (full, full), mode="bilinear")
+    return nchw[0].permute(1, 2, 0), 2 * top * mesh.radius
+
+
+def _slopes(normal: Tensor, covered: Tensor, size: int) -> np.ndarray:
+    """(size * size, 2) rise along the tangent and along the bitangent."""
+    vectors = normal * 2 - 1
+    slopes = -vectors[..., :2] / vectors[..., 2:].clamp(min=1e-3)
+    slopes = torch.where(covered[..., None], slopes.clamp(-STEEPEST, STEEPEST), 0.0)
+    if normal.shape[0] > size:
+        share = covered[None, None].float()
+        pooled = torch.nn.functional.interpolate(slopes.permute(2, 0, 1)[None], (size, size), mode="area")
+        share = torch.nn.functional.interpolate(share, (size, size), mode="area")
+        slopes = (pooled / share.clamp(min=1e-6))[0].permute(1, 2, 0)
+    return slopes.reshape(-1, 2).double().numpy()
+
+
+def _heights(mesh: Mesh, where: material.Texels, slopes: np.ndarray) -> np.ndarray:
+    """(K,) heights in object radii of the texels, each connected part about its own mean."""
+    size, index = where.size, where.index.numpy()
+    triangle = where.triangle.numpy()
+    along_u, along_v = _rises(mesh, triangle, slopes[index])
+    island = _islands(mesh)[triangle]
+    node = np.full((size, size), -1, np.int64)
+    node.reshape(-1)[index] = np.arange(len(index))
+    parts = [
+        _grid_links(node[:, :-1], node[:, 1:], along_u / size, island),
+        _grid_links(node[:-1], node[1:], -along_v / size, island),
+        _cut_links(where.cuts, node),
+    ]
+    links = Links(*(np.concatenate([getattr(part, name) for part in parts]) for name in Links.__dataclass_fields__))
+    place = np.stack((island, index // size, index % size), axis=1)
+    heights = _solved(links, place)
+    part = components(len(index), links.a, links.b)
+    return heights - (np.bincount(part, heights) / np.bincount(part))[part]
+
+
+def _rises(mesh: Mesh, triangle: np.ndarray, slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(K,) rise of each texel's surface along u and along v, in object radii a unit of UV."""
+    edges = (mesh.positions[:, 1:] - mesh.positions[:, :1]).astype(np.float64)
+    across = (mesh.uvs[:, 1:] - mesh.uvs[:, :1]).astype(np.float64)
+    det = across[:, 0, 0] * across[:, 1, 1] - across[:, 0, 1] * across[:, 1, 0]
+    sound = np.abs(det) > 1e-14
+    det = np.where(sound, det, 1.0)[:, None]
+    by_u = (across[:, 1, 1:] * edges[:, 0] - across[:, 0, 1:] * edges[:, 1]) / det * sound[:, None]
+    by_v = (across[:, 0, :1] * edges[:, 1] - across[:, 1, :1] * edges[:, 0]) / det * sound[:, None]
+    tangent = mesh.tangents[..., :3].mean(1, dtype=np.float64)
+    normal = mesh.normals.mean(1, dtype=np.float64)
+    tangent /= np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-12)
+    bitangent = np.cross(normal, tangent) * mesh.tangents[:, 0, 3:]
+    bitangent /= np.maximum(np.linalg.norm(bitangent, axis=1, keepdims=True), 1e-12)
+    rises = []
+    for step in (by_u, by_v):
+        share = np.stack(((step * tangent).sum(1), (step * bitangent).sum(1)), axis=1)
+        rises.append((share[triangle] * slopes).sum(1))
+    return rises[0], rises[1]
+
+
+def _islands(mesh: Mesh) -> np.ndarray:
+    """(F,) the UV island of each triangle."""
+    corners = np.concatenate((mesh.positions, mesh.uvs), axis=2).reshape(-1, 5)
+    vertex = same_rows(corners).reshape(-1, 3)
+    return components(int(vertex.max()) + 1, vertex, np.roll(vertex, 1, axis=1))[vertex[:, 0]]
+
+
+def _grid_links(first: np.ndarray, second: np.ndarray, rise: np.ndarray, island: np.ndarray) -> Links:
+    a, b = first.ravel(), second.ravel()
+    both = (a >= 0) & (b >= 0)
+    a, b = a[both], b[both]
+    same = island[a] == island[b]
+    a, b = a[same], b[same]
+    one = np.ones(len(a))
+    return Links(a, b, (rise[a] + rise[b]) / 2, one, one)
+
+
+def _cut_links(cuts: Cuts, node: np.ndarray) -> Links:
+    size = len(node)
+
+    def at(uv: Tensor) -> np.ndarray:
+        texel = np.floor(np.stack((1 - uv[:, 1].numpy(), uv[:, 0].numpy())) * size).astype(int).clip(0, size - 1)
+        return node[tuple(texel)]
+
+    a, b = at(cuts.uv_a), at(cuts.uv_b)
+    both = (a >= 0) & (b >= 0) & (a != b)
+    a, b = a[both], b[both]
+    nothing = np.zeros(len(a))
+    return Links(a, b, nothing, nothing + 1, nothing)
+
+
+def _solved(links: Links, place: np.ndarray) -> np.ndarray:
+    """(K,) heights of nodes at `place` (K, 3): island, row, column; each connected part up to a constant."""
+    count = len(place)
+    if count <= COARSEST or not len(links.a):
+        return _levelled(links, np.zeros(count), STEPS_COARSEST)
+    coarse, group = np.unique(place // [1, 2, 2], axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    if len(coarse) > 0.9 * count:  # islands of single texels
+        return _levelled(links, np.zeros(count), STEPS_COARSEST)
+    return _levelled(links, _solved(_joined(links, group, len(coarse)), coarse)[group], STEPS)
+
+
+def _joined(links: Links, group: np.ndarray, count: int) -> Links:
+    """The links between groups: what their members' links say on average, over twice the way."""
+    a, b = group[links.a], group[links.b]
+    between = a != b
+    a, b = a[between], b[between]
+    turned = np.where(a < b, 1.0, -1.0)
+    pair, which = np.unique(np.minimum(a, b) * count + np.maximum(a, b), return_inverse=True)
+    weight = np.bincount(which, links.weight[between])
+    rise = np.bincount(which, links.weight[between] * links.rise[between] * turned) / weight
+    reach = np.bincount(which, links.weight[between] * links.reach[between]) / weight
+    return Links(pair // count, pair % count, rise * np.where(reach > 0, 2.0, 1.0), weight, reach)
+
+
+def _levelled(links: Links, heights: np.ndarray, steps: int) -> np.ndarray:
+    """`heights` (K,), nearer to what the links say by at most `steps` steps of conjugate gradients."""
+    count, links_count = len(heights), len(links.a)
+    row = np.arange(links_count)
+    values = np.concatenate((-np.ones(links_count), np.ones(links_count)))
+    columns = (np.concatenate((row, row)), np.concatenate((links.a, links.b)))
+    differences = csr_array((values, columns), shape=(links_count, count))
+    weighted = (differences.T * links.weight).tocsr()
+    normal = weighted @ differences
+    diagonal = normal.diagonal()
+    easy = diags_array(1 / np.where(diagonal > 0, diagonal, 1.0))
+    return cg(normal, weighted @ links.rise, x0=heights, rtol=1e-7, maxiter=steps, M=easy)[0]

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The manual's pictures, one a feature, from a real Blender with the installed extension and the real backend.
+
+    BLENDER=blender-5.2 BLENDER_USER_RESOURCES=DIR PATINA_PYTHON=PYTHON python -m docs.manual_pictures [NAME ...]
+
+Without names all are made anew (some minutes); with names only those, each with what it needs before it. To add one,
+write a line into PICTURES: its name, what must be there already (names of STAGES), what is done in Blender, how much
+of the screen is shown. The code runs in Blender with `obj` (Suzanne), `scene`, `only(panels)` and `sidebar()`.
+Needs what tests/blender/window.py needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.blender import window
+
+HERE = Path(__file__).resolve().parent
+LIMIT_S = 900.0  # for one run of the backend
+COLORS = "80"
+
+_INSIDE = """
+import traceback
+scene = bpy.context.scene
+scene.patina.texture_size, scene.patina.steps = "512", 60
+def only(*shown):
+    for name in dir(bpy.types):
+        cls = getattr(bpy.types, name)
+        if name.startswith("PATINA_PT_") and hasattr(cls, "bl_parent_id") and "poll" in vars(cls):
+            if not hasattr(cls, "real_poll"):
+                cls.real_poll = cls.poll
+            real, there = cls.real_poll, name.removeprefix("PATINA_PT_") in shown
+            cls.poll = classmethod(lambda c, context, real=real, there=there: there and real(context))
+def opened(*names):  # panels that are closed at first
+    for name in names:
+        cls = getattr(bpy.types, "PATINA_PT_" + name)
+        bpy.utils.unregister_class(cls)
+        cls.bl_options = set()
+        bpy.utils.register_class(cls)
+def do():
+    if os.path.exists(STATE + ".do"):
+        code = open(STATE + ".do").read()
+        os.remove(STATE + ".do")
+        win, area, _ = sidebar()
+        view = next(region for region in area.regions if region.type == "WINDOW")
+        said = ""
+        try:
+            with bpy.context.temp_override(window=win, screen=win.screen, area=area, region=view):
+                exec(code, {**globals(), "obj": bpy.data.objects.get("Suzanne")})
+        except Exception:
+            said = traceback.format_exc()
+        write(STATE + ".did", said)
+        win.screen.areas.update()
+        for area in win.screen.areas:
+            area.tag_redraw()
+    return 0.1
+bpy.app.timers.register(do, first_interval=1.0, persistent=True)
+opened("export", "advanced")
+"""
+
+# What a picture may build upon: the code that begins it. A stage is over when no run is under way.
+STAGES = {
+    "iron": "obj.patina.prompt = 'rusty iron'; bpy.ops.patina.generate()",
+    "gold": "obj.patina.prompt = 'polished gold'; bpy.ops.patina.generate()",
+    "unknown": "obj.patina.prompt = 'a lovely thing'; bpy.ops.patina.generate()",
+    "cover": """
+obj.patina.prompt = 'red brick'
+for face in obj.data.polygons:
+    face.select = face.center.z > 0.1
+obj.patina.limits.region, obj.patina.limits.strength = 'FACES', 1.0
+obj.patina.limits.border, obj.patina.limits.lock_normal = 0.05, True
+bpy.ops.patina.refine()
+""",
+}
+_PREFERENCES = """
+area = sidebar()[1]
+area.type = 'PREFERENCES'
+bpy.context.preferences.active_section = 'ADDONS'
+bpy.context.window_manager.addon_search = 'Patina'
+bpy.ops.preferences.addon_expand(module='bl_ext.user_default.patina')
+"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture. `code` runs in Blender before it; `press` is clicked after that; `at_step`: of the run begun."""
+
+    name: str
+    needs: tuple[str, ...] = ()
+    code: str = ""
+    press: str = ""
+    share: float = 0.5  # where `press` is, see Window.find
+    mouse: tuple[int, int] | None = None  # where it stays, from the sidebar's upper left corner; None: out of the way
+    at_step: int = 0
+    view: bool = False  # the 3D view too, not the sidebar alone
+    height: int = 700  # pixels of the sidebar that are shown
+    after: str = ""  # puts things back
+
+
+PICTURES = (
+    Picture("first", code="only(); obj.patina.prompt = 'rusty iron'", view=True),
+    Picture("running", code="only('preview'); " + STAGES["iron"], at_step=30, view=True),
+    Picture("done", ("iron",), "only('preview')", view=True),
+    Picture("advanced", code="only()", height=560),
+    Picture("presets", code="only(); bpy.ops.wm.call_menu(name='PATINA_MT_presets')", mouse=(-120, 90), view=True),
+    Picture("variants", ("iron", "gold"), "only('variants'); obj.patina.variants[0].pinned = True"),
+    Picture("refine", ("iron", "cover"), "only('refine')", view=True),
+    Picture("export", ("iron",), "only('export')", height=640),
+    Picture(
+        "pause",
+        code="only(); scene.patina.steps = 400; obj.patina.prompt = 'oak'; bpy.ops.patina.generate()",
+        at_step=20,
+        press="patina.pause",
+        share=0.68,
+        height=560,
+        after="scene.patina.steps = 60",
+    ),
+    Picture("error", ("unknown",), "only()", height=620, after="obj.patina.prompt = 'rusty iron'"),
+    Picture(
+        "several",
+        code="""
+only()
+bpy.ops.mesh.primitive_torus_add(location=(3, 0, 0))
+bpy.ops.mesh.primitive_cylinder_add(location=(-3, 0, 0))
+for item in bpy.context.scene.objects:
+    item.select_set(True)
+bpy.context.view_layer.objects.active = obj
+""",
+        view=True,
+        after="""
+for item in list(bpy.context.scene.objects):
+    if item != obj:
+        bpy.data.objects.remove(item)
+""",
+    ),
+    Picture(
+        "slots",
+        code="""
+only()
+obj.data.materials.append(bpy.data.materials.new('Eyes'))
+obj.data.materials.append(bpy.data.materials.new('Skin'))
+""",
+        height=480,
+    ),
+    Picture(
+        "language",
+        code="only(); bpy.context.preferences.view.language = 'zh_HANS'",
+        height=480,
+        after="bpy.context.preferences.view.language = 'en_US'",
+    ),
+    Picture("doctor", code=_PREFERENCES + "bpy.ops.patina.doctor()", view=True, after="sidebar()[1].type = 'VIEW_3D'"),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(picture.name for picture in PICTURES))
+    parser.add_argument("--out", type=Path, default=HERE / "manual")
+    options = parser.parse_args()
+    unknown = set(options.names) - {picture.name for picture in PICTURES}
+    blender = os.environ.get("BLENDER") or shutil.which("blender")
+    if unknown or not blender:
+        print(f"There is no picture {', '.join(unknown)}." if unknown else "Set $BLENDER.", file=sys.stderr)
+        return 1
+    options.out.mkdir(parents=True, exist_ok=True)
+    with window.opened(blender, "monkey", "MATERIAL", _INSIDE) as blender_window:
+        made: set[str] = set()
+        for picture in PICTURES:
+            if options.names and picture.name not in options.names:
+                continue
+            for stage in picture.needs:
+                if stage not in made:
+                    _do(blender_window, STAGES[stage])
+                    _end_of_run(blender_window)
+                    made.add(stage)
+            _take(blender_window, picture, options.out / f"{picture.name}.png")
+            made |= {stage for stage, code in STAGES.items() if code in picture.code}
+    return 0
+
+
+def _take(blender_window: window.Window, picture: Picture, file: Path) -> None:
+    x, y, width, height = blender_window.told()["sidebar"]
+    top = window.SCREEN[1] - y - height
+    if picture.mouse:
+        blender_window.point((x + picture.mouse[0], top + picture.mouse[1]))
+        time.sleep(1.0)
+    if picture.code:
+        _do(blender_window, picture.code)
+    if picture.at_step:
+        blender_window.wait(lambda said: said["busy"] and said["step"] >= picture.at_step, LIMIT_S)
+    if picture.press:
+        blender_window.press(picture.press, picture.share)
+    elif not picture.mouse:
+        blender_window.point(window.NOWHERE)
+    if picture.at_step and not picture.press:
+        time.sleep(1.0)
+    else:
+        if picture.at_step:
+            _end_of_run(blender_window)
+        _settled(blender_window, file)
+    left = x - 560 if picture.view else x
+    crop = f"{x + width - left}x{min(picture.height, height)}+{left}+{top}"
+    blender_window.picture(file, crop)
+    quantised = ["convert", str(file), "+dither", "-colors", COLORS, "-strip", f"PNG8:{file}"]
+    subprocess.run(quantised, check=True, timeout=60)
+    print(f"{file}  {file.stat().st_size / 1e3:.0f} kB", flush=True)
+    if picture.mouse:
+        blender_window.key("Escape")  # closes a menu
+    _end_of_run(blender_window)
+    if picture.after:
+        _do(blender_window, picture.after)
+
+
+def _do(blender_window: window.Window, code: str) -> None:
+    """Run code in Blender. Raises RuntimeError with what went wrong there."""
+    problem = blender_window.do(code, 300.0)
+    if problem:
+        raise RuntimeError(problem)
+
+
+def _end_of_run(blender_window: window.Window) -> None:
+    time.sleep(1.0)
+    blender_window.wait(lambda said: not said["busy"], LIMIT_S)
+
+
+def _settled(blender_window: window.Window, file: Path, limit: float = 240.0) -> None:
+    """Wait until the screen does not change any more: shaders are made, textures are read."""
+    end, before, plain = time.monotonic() + limit, b"", file.with_suffix(".ppm")  # which holds no date
+    time.sleep(2.0)
+    while time.monotonic() < end:
+        time.sleep(4.0)
+        blender_window.picture(plain)
+        now = plain.read_bytes()
+        plain.unlink()
+        if now == before:
+            return
+        before = now
+
+
+if __name__ == "__main__":
+    sys.exit(main())
