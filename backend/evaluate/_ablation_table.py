@@ -101,7 +101,8 @@ def document(told: dict, configurations: Iterable[Named], wanted_each: int) -> s
         HOW_TO_READ.format(
             prompts=_listed(rows, "prompt"), shapes=_listed(rows, "shape"), seeds=_listed(rows, "seed"),
             **told["settings"], made=len(rows),
-            wanted=wanted_each * (len(configurations) - len(told["refused"])), cells=len(FIGURES) * max(0, len(run) - 1),
+            wanted=wanted_each * (len(configurations) - len(told["refused"])),
+            cells=len(FIGURES) * max(0, len(run) - 1),
         )
     ]  # fmt: skip
     for group in dict.fromkeys(c.group for c in run):
