@@ -171,8 +171,8 @@ def _oracles(told: dict) -> str:
         "## Models that know the answer",
         "",
         "*view words*: a model that wants red from the front, green from the sides, blue from behind and yellow from "
-        "above, under lights that change: how many of six places come out nearest to their own colour, and by how much "
-        "at least (distance to the next colour less that to their own, in display values). *baked light*: a model that "
+        "above, under lights that change: how many of six places of a sphere are nearer to their own colour than any "
+        "place of other words is, and by how much at least (distance of display values). *baked light*: a model that "
         "wants one brown surface with one fixed light painted in: the deviation of the base colour that irradiance "
         "explains, as a share of its mean; in brackets with a model that paints under the lights it is given. Words at "
         "w = 7.5 with the product's rescaling, light at w = 1; the copy that vsd trains is one Gaussian here. Families "

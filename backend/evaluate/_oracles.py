@@ -29,7 +29,7 @@ from ._shapes import sphere
 from .recovery import Recovered, as_written, plan_for
 from .recovery import baked_light as share_of_light
 
-SIZE, PICTURE, STEPS, PICTURES = 64, 32, 100, 6
+SIZE, PICTURE, STEPS, PICTURES = 64, 32, 40, 6
 SCALE, RESCALE = 7.5, 0.7  # w and x0-space rescaling where words are asked for, as text-to-image models have them
 PLAIN_SCALE = 1.0  # w where light is: what guidance exaggerates no surface can show, and that is not the light's fault
 PLAIN = (0.5, 0.5, 0.5, 0.0, 0.6, 0.5, 0.5)
@@ -174,24 +174,35 @@ def painted(
     return as_written(material.bake(state.average, where), material.coverage(where)), where
 
 
+# Of a sphere's map: the view words a place belongs to, and (left, right), (low, high) in u and v; u is the azimuth from
+# the front (-Y), v the height. From below no words are its own.
+PLACES = (
+    ("front view", (-0.05, 0.05), (0.4, 0.6)),
+    ("side view", (0.20, 0.30), (0.4, 0.6)),
+    ("back view", (0.45, 0.55), (0.4, 0.6)),
+    ("side view", (0.70, 0.80), (0.4, 0.6)),
+    ("overhead view", (-0.25, 0.25), (0.9, 0.98)),
+    ("overhead view", (0.25, 0.75), (0.9, 0.98)),
+    ("", (0.0, 1.0), (0.02, 0.1)),
+)
+
+
 def view_words(method: str, steps: int = STEPS, **options: object) -> dict[str, float]:
-    """Of six places of a sphere, how many have their own colour, and by what margin at least (below 0: wrong)."""
+    """Of six places of a sphere, how many are nearer to their own words' colour than any place of other words is, and
+    by how much at least (below 0: not). The top is seen from the side as well, so its colour is never pure."""
     tables = ggx_tables.load()
     model = painter(by_view_words(tables), "pixels (IF)")
     found, _ = painted(model, plan(method, steps, SCALE, rescale=RESCALE, **options), sphere(48, 24), tables)
-    # Columns are azimuths from the front (-Y), rows heights from the lower pole.
-    places = {"front view": ((-0.05, 0.05), (0.4, 0.6)), "back view": ((0.45, 0.55), (0.4, 0.6))}
-    places |= {f"side view {side}": ((u - 0.05, u + 0.05), (0.4, 0.6)) for side, u in (("right", 0.25), ("left", 0.75))}
-    places |= {f"overhead view {half}": ((u, u + 0.5), (0.9, 0.98)) for half, u in (("front", -0.25), ("back", 0.25))}
-    labels = torch.tensor(list(COLOURS.values()))
-    margins = []
-    for name, ((left, right), (low, high)) in places.items():
+    colours = []
+    for _, (left, right), (low, high) in PLACES:
         columns = torch.arange(round(left * SIZE), round(right * SIZE)) % SIZE
-        colour = found[:3, round(low * SIZE) : round(high * SIZE)][:, :, columns].mean((1, 2))
-        away = (labels - colour).norm(dim=1)
-        own = next(number for number, view in enumerate(VIEWS) if name.startswith(view))
-        others = torch.cat((away[:own], away[own + 1 :]))
-        margins.append(float(others.min() - away[own]))
+        colours.append(found[:3, round(low * SIZE) : round(high * SIZE)][:, :, columns].mean((1, 2)))
+    margins = []
+    for (words, _, _), colour in zip(PLACES, colours, strict=True):
+        if words:
+            own = torch.tensor(COLOURS[words])
+            others = [other for (also, _, _), other in zip(PLACES, colours, strict=True) if also != words]
+            margins.append(float(min((other - own).norm() for other in others) - (colour - own).norm()))
     return {"right": sum(margin > 0 for margin in margins), "places": len(margins), "margin": round(min(margins), 3)}
 
 

@@ -5,8 +5,8 @@
 
 One command that goes on where it was broken off: FILE holds every run as soon as it is made. All configurations run
 for one prompt, shape and seed before the next, and all prompts and shapes before the next seed, so that the table is
-whole over fewer seeds long before it is done; --minutes ends it early. The oracles (_oracles.py) follow the first
-seed. A configuration that the model refuses is asked once, and its sentence stands in the table.
+whole over fewer seeds long before it is done; --minutes ends it early. The oracles (_oracles.py), a few minutes, come
+first. A configuration that the model refuses is asked once, and its sentence stands in the table.
 """
 
 from __future__ import annotations
@@ -288,15 +288,11 @@ class Results:
 
 def tasks(results: Results, seeds: int, shelf: ModelShelf, steps: int, views: int) -> Iterator[tuple[str, object]]:
     """(what, a function that makes it and adds it to the results), of all that is missing yet."""
-    done, every = results.done(), list(runs(seeds))
-    first = len(every) // seeds
-    for number, run in enumerate(every):
-        if number == first:
-            yield from _oracle_tasks(results)
+    yield from _oracle_tasks(results)
+    done = results.done()
+    for run in runs(seeds):
         if run.key not in done and run.configuration.name not in results.told["refused"]:
             yield " / ".join(map(str, run.key)), partial(_add_run, results, run, shelf, steps, views)
-    if seeds == 1:
-        yield from _oracle_tasks(results)
 
 
 def _oracle_tasks(results: Results) -> Iterator[tuple[str, object]]:
@@ -344,7 +340,6 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         parser.error(str(error))
     began, shelf = time.monotonic(), ModelShelf()
-    shape_of(SHAPES[0])  # what is made once belongs to no row
     for what, make in tasks(results, options.seeds, shelf, options.steps, options.views):
         if time.monotonic() - began > 60 * options.minutes:
             print("The time is up; the same command goes on from here.")
