@@ -187,19 +187,17 @@ def hifa(look: Look) -> Target:
 
 def ism(look: Look) -> Target:
     """Interval score matching (LucidDreamer): x_s and x_t by unconditional DDIM inversion of x0, and
-    d = e_w(x_t) - e_u(x_s). Costs up to six model calls."""
+    d = e_w(x_t) - e_u(x_s). Since x_t is made of e_u(x_s), gamma d is x0_hat(x_s) - x0_hat(x_t), without a division by
+    little noise. Costs up to six model calls."""
     total = len(look.model.alphas_cumprod)
     gap = max(1, round((0.1 - 0.075 * min(1.0, look.progress / 0.3)) * total))
     noisy, timestep = look.x0, look.timestep
     before = (timestep - gap).clamp(min=0)
     for now, after in _times_up_to(before, max(1, round(ISM_STRIDE * total))):
         noisy, _ = _invert(look, noisy, now, after, 0.0)
-    further, eps_before = _invert(look, noisy, before, timestep, 0.0)
+    further, hat_before = _invert(look, noisy, before, timestep, 0.0)
     x0_hat, conditional = look.guided(further, timestep)
-    alpha_bar = look.alpha_bar(timestep)
-    gamma = ((1 - alpha_bar) / alpha_bar).sqrt().view(-1, 1, 1, 1)
-    moved = gamma * (noise_in(further, x0_hat, alpha_bar) - eps_before)
-    return Target(look.x0 - moved, conditional, shift=True)
+    return Target(look.x0 + (x0_hat - hat_before), conditional, shift=True)
 
 
 def sdi(look: Look) -> Target:
@@ -260,11 +258,11 @@ def _times_up_to(end: Tensor, stride: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def _invert(look: Look, noisy: Tensor, now: Tensor, after: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """DDIM from timestep `now` up to `after` with guidance `scale`; (x at `after`, eps_hat at `now`)."""
+    """DDIM from timestep `now` up to `after` with guidance `scale`; (x at `after`, x0_hat at `now`)."""
     x0_hat = classifier_free(look.predict(noisy, now), scale)
     noise = noise_in(noisy, x0_hat, look.alpha_bar(now))
     further = add_noise(x0_hat, noise, look.alpha_bar(after))
-    return torch.where((after == now).view(-1, 1, 1, 1), noisy, further), noise
+    return torch.where((after == now).view(-1, 1, 1, 1), noisy, further), x0_hat
 
 
 TRAINED = ("vsd",)  # methods that need a companion

@@ -101,7 +101,8 @@ def document(told: dict, configurations: Iterable[Named], wanted_each: int) -> s
         HOW_TO_READ.format(
             prompts=_listed(rows, "prompt"), shapes=_listed(rows, "shape"), seeds=_listed(rows, "seed"),
             **told["settings"], made=len(rows),
-            wanted=wanted_each * (len(configurations) - len(told["refused"])), cells=len(FIGURES) * (len(run) - 1),
+            wanted=wanted_each * (len(configurations) - len(told["refused"])),
+            cells=len(FIGURES) * max(0, len(run) - 1),
         )
     ]  # fmt: skip
     for group in dict.fromkeys(c.group for c in run):
@@ -170,12 +171,12 @@ def _oracles(told: dict) -> str:
         "## Models that know the answer",
         "",
         "*view words*: a model that wants red from the front, green from the sides, blue from behind and yellow from "
-        "above, under lights that change: how many of six places come out nearest to their own colour, and by how much "
-        "at least (distance to the next colour less that to their own, in display values). *baked light*: a model that "
-        "wants one plastic with one fixed light painted in: the deviation of the base colour that irradiance explains, "
-        "as a share of its mean (`evaluate recovery` has at most a hundredth where the model knows the light). Each at "
-        "w = 7.5 with the product's rescaling; the copy that vsd trains is one Gaussian here. The families differ in "
-        "their timesteps and in what the noise lives in; nothing of a real network is in these numbers.",
+        "above, under lights that change: how many of six places of a sphere are nearer to their own colour than any "
+        "place of other words is, and by how much at least (distance of display values). *baked light*: a model that "
+        "wants one brown surface with one fixed light painted in: the deviation of the base colour that irradiance "
+        "explains, as a share of its mean; in brackets with a model that paints under the lights it is given. Words at "
+        "w = 7.5 with the product's rescaling, light at w = 1; the copy that vsd trains is one Gaussian here. Families "
+        "differ in their timesteps and in what the noise lives in; nothing of a real network is in these numbers.",
         "",
         f"| | view words | {' | '.join(f'baked light, {family}' for family in families)} |",
         "|---" * (len(families) + 2) + "|",
@@ -183,5 +184,6 @@ def _oracles(told: dict) -> str:
     for method in dict.fromkeys([*told["view_words"], *told["baked_light"]]):
         views, light = told["view_words"].get(method), told["baked_light"].get(method, {})
         words = f"{views['right']} of {views['places']}, {views['margin']:.2f}" if views else ""
-        lines.append(f"| {method} | {words} | {' | '.join(str(light.get(f, '')) for f in families)} |")
+        shares = [f"{light[f]['wanted']:.2f} ({light[f]['not']:.2f})" if f in light else "" for f in families]
+        lines.append(f"| {method} | {words} | {' | '.join(shares)} |")
     return "\n".join(lines)

@@ -16,22 +16,24 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from .. import ggx_tables, lighting, material, optimisation
+from .. import ggx_tables, lighting, material, optimisation, views
 from ..diffusion import conversions
 from ..diffusion.interface import Denoiser, Prediction, Scene
 from ..diffusion.view_words import VIEWS, view_shares
 from ..distillation import published
 from ..ggx_tables import GgxTables
 from ..mesh import Mesh
+from ..rasterize import Triangles
 from . import _known as known
 from ._shapes import sphere
-from .recovery import Recovered, as_written, new_pool, plan_for
+from .recovery import Recovered, as_written, plan_for
 from .recovery import baked_light as share_of_light
 
-SIZE, PICTURE, STEPS, PICTURES = 64, 32, 100, 6
-SCALE = 7.5  # w, as text-to-image models have it
-RESCALE = 0.7  # the product's
+SIZE, PICTURE, STEPS, PICTURES = 64, 32, 40, 6
+SCALE, RESCALE = 7.5, 0.7  # w and x0-space rescaling where words are asked for, as text-to-image models have them
+PLAIN_SCALE = 1.0  # w where light is: what guidance exaggerates no surface can show, and that is not the light's fault
 PLAIN = (0.5, 0.5, 0.5, 0.0, 0.6, 0.5, 0.5)
+WOOD = (0.72, 0.52, 0.34, 0.0, 0.6, 0.5, 0.5)  # no channel near 0, where shares of the mean mean nothing
 COLOURS = dict(
     zip(VIEWS, ((0.8, 0.1, 0.1), (0.1, 0.7, 0.1), (0.1, 0.1, 0.8), (0.8, 0.75, 0.1)), strict=True)
 )  # display values
@@ -75,7 +77,7 @@ class Painter:
     what it paints without a prompt. Pixels are its own space; LatentPainter has latents.
     """
 
-    name, sees_geometry, background, guidance_scale = "oracle", False, 0.5, SCALE
+    name, sees_geometry, background, guidance_scale = "oracle", False, 0.5, PLAIN_SCALE
 
     def __init__(self, meant: Callable[[str, Scene], Tensor], family: str) -> None:
         self.meant, self.render_size = meant, PICTURE
@@ -135,8 +137,9 @@ def by_view_words(tables: GgxTables) -> Callable[[str, Scene], Tensor]:
     return meant
 
 
-def with_own_light(tables: GgxTables) -> Callable[[str, Scene], Tensor]:
-    """Red plastic, or grey without a prompt, under one light that stands still, whatever lights the scene has."""
+def with_own_light(tables: GgxTables, wanted: bool = True) -> Callable[[str, Scene], Tensor]:
+    """One brown surface, or a grey one without a prompt, under one light that stands still, whatever lights the scene
+    has. Not `wanted`: under the scene's own, as a model paints that bakes nothing in."""
 
     def meant(words: str, scene: Scene) -> Tensor:
         count = scene.gbuffer.coverage.shape[0]
@@ -145,26 +148,25 @@ def with_own_light(tables: GgxTables) -> Callable[[str, Scene], Tensor]:
             torch.nn.functional.normalize(torch.tensor([0.5, -0.4, 0.77]), dim=0).expand(count, 1, 3),
             torch.full((count, 1, 3), 0.65 * math.pi),
         )
-        stored = known.MATERIALS["plastic"](*torch.zeros(2, 1)) if words else torch.tensor([PLAIN])
-        return known.render(stored.expand(len(scene.gbuffer.view), -1), scene.gbuffer, fixed, tables)
+        stored = torch.tensor(WOOD if words else PLAIN).expand(len(scene.gbuffer.view), -1)
+        return known.render(stored, scene.gbuffer, fixed if wanted else scene.lights, tables)
 
     return meant
 
 
-def plan(method: str, steps: int = STEPS, **options: object) -> optimisation.Plan:
-    """How an oracle is distilled: the method as it was published, w and rescaling as real models have them."""
-    chosen = replace(published(method), rescale=RESCALE, **options)
-    return plan_for(
-        SIZE, PICTURE, steps, guidance=method, guidance_scale=SCALE, options=chosen, views=PICTURES,
-        rescale=RESCALE, damping=0.1,
-    )  # fmt: skip
+def plan(method: str, steps: int, scale: float, **options: object) -> optimisation.Plan:
+    """How an oracle is distilled: the method as it was published, with w = `scale`."""
+    chosen = replace(published(method), **options)
+    return plan_for(SIZE, PICTURE, steps, guidance=method, guidance_scale=scale, options=chosen, views=PICTURES)
 
 
 def painted(
     model: Denoiser, chosen: optimisation.Plan, mesh: Mesh, tables: GgxTables
 ) -> tuple[Tensor, material.Texels]:
     """Stored values (7, S, S) as they would be written, row 0 at v = 0, after all steps."""
-    state, pool = optimisation.new_state(chosen, torch.device("cpu")), new_pool(mesh, chosen.render_size, chosen.seed)
+    state = optimisation.new_state(chosen, torch.device("cpu"))
+    mask, generator = torch.from_numpy(mesh.face_mask), torch.Generator().manual_seed(chosen.seed)
+    pool = views.new_pool(Triangles.of(mesh), mask, PICTURE, generator, staging=chosen.options.staging)
     optimisation.add_companion(state, chosen, model)
     while state.step < chosen.steps:
         optimisation.step(state, chosen, model, pool, tables)
@@ -172,31 +174,43 @@ def painted(
     return as_written(material.bake(state.average, where), material.coverage(where)), where
 
 
+# Of a sphere's map: the view words a place belongs to, and (left, right), (low, high) in u and v; u is the azimuth from
+# the front (-Y), v the height. From below no words are its own.
+PLACES = (
+    ("front view", (-0.05, 0.05), (0.4, 0.6)),
+    ("side view", (0.20, 0.30), (0.4, 0.6)),
+    ("back view", (0.45, 0.55), (0.4, 0.6)),
+    ("side view", (0.70, 0.80), (0.4, 0.6)),
+    ("overhead view", (-0.25, 0.25), (0.9, 0.98)),
+    ("overhead view", (0.25, 0.75), (0.9, 0.98)),
+    ("", (0.0, 1.0), (0.02, 0.1)),
+)
+
+
 def view_words(method: str, steps: int = STEPS, **options: object) -> dict[str, float]:
-    """Of six places of a sphere, how many have their own colour, and by what margin at least (below 0: wrong)."""
+    """Of six places of a sphere, how many are nearer to their own words' colour than any place of other words is, and
+    by how much at least (below 0: not). The top is seen from the side as well, so its colour is never pure."""
     tables = ggx_tables.load()
     model = painter(by_view_words(tables), "pixels (IF)")
-    found, _ = painted(model, plan(method, steps, **options), sphere(48, 24), tables)
-    # Columns are azimuths from the front (-Y), rows heights from the lower pole.
-    places = {"front view": ((-0.05, 0.05), (0.4, 0.6)), "back view": ((0.45, 0.55), (0.4, 0.6))}
-    places |= {f"side view {side}": ((u - 0.05, u + 0.05), (0.4, 0.6)) for side, u in (("right", 0.25), ("left", 0.75))}
-    places |= {f"overhead view {half}": ((u, u + 0.5), (0.9, 0.98)) for half, u in (("front", -0.25), ("back", 0.25))}
-    labels = torch.tensor(list(COLOURS.values()))
-    margins = []
-    for name, ((left, right), (low, high)) in places.items():
+    found, _ = painted(model, plan(method, steps, SCALE, rescale=RESCALE, **options), sphere(48, 24), tables)
+    colours = []
+    for _, (left, right), (low, high) in PLACES:
         columns = torch.arange(round(left * SIZE), round(right * SIZE)) % SIZE
-        colour = found[:3, round(low * SIZE) : round(high * SIZE)][:, :, columns].mean((1, 2))
-        away = (labels - colour).norm(dim=1)
-        own = next(number for number, view in enumerate(VIEWS) if name.startswith(view))
-        others = torch.cat((away[:own], away[own + 1 :]))
-        margins.append(float(others.min() - away[own]))
+        colours.append(found[:3, round(low * SIZE) : round(high * SIZE)][:, :, columns].mean((1, 2)))
+    margins = []
+    for (words, _, _), colour in zip(PLACES, colours, strict=True):
+        if words:
+            own = torch.tensor(COLOURS[words])
+            others = [other for (also, _, _), other in zip(PLACES, colours, strict=True) if also != words]
+            margins.append(float(min((other - own).norm() for other in others) - (colour - own).norm()))
     return {"right": sum(margin > 0 for margin in margins), "places": len(margins), "margin": round(min(margins), 3)}
 
 
-def baked_light(method: str, family: str, steps: int = STEPS, **options: object) -> float:
-    """The light that the method leaves in the base colour of a model that wants it there (recovery.baked_light)."""
+def baked_light(method: str, family: str, steps: int = STEPS, wanted: bool = True) -> float:
+    """The light that the method leaves in the base colour (recovery.baked_light) by a model that wants it there, or
+    does not (`wanted`)."""
     tables, mesh = ggx_tables.load(), sphere(48, 24)
-    model = painter(with_own_light(tables), family)
-    found, where = painted(model, plan(method, steps, **options), mesh, tables)
+    model = painter(with_own_light(tables, wanted), family)
+    found, where = painted(model, plan(method, steps, PLAIN_SCALE), mesh, tables)
     judged = material.coverage(where).flip(0)
     return share_of_light(Recovered(found, found, judged, where, 0.0), mesh)

@@ -5,8 +5,8 @@
 
 One command that goes on where it was broken off: FILE holds every run as soon as it is made. All configurations run
 for one prompt, shape and seed before the next, and all prompts and shapes before the next seed, so that the table is
-whole over fewer seeds long before it is done; --minutes ends it early. The oracles (_oracles.py) follow the first
-seed. A configuration that the model refuses is asked once, and its sentence stands in the table.
+whole over fewer seeds long before it is done; --minutes ends it early. The oracles (_oracles.py), a few minutes, come
+first. A configuration that the model refuses is asked once, and its sentence stands in the table.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ CONFIGURATIONS = (
     Configuration("negative prompt", "options", {"negative_prompt": "black rubber"}),
     _options("perp_neg", perp_neg="true"),
     _options("joint 2x2 views", joint_views="true"),
+    _options("deep image prior", deep_image_prior="true"),
     _options(STRONG, scale=3.0),
     _options("w = 3, no rescale", STRONG, 3.0, rescale="0"),
     _options("w = 3, full rescale", STRONG, 3.0, rescale="1"),
@@ -153,9 +154,13 @@ def facts_of(prompt: str, kind: str) -> dict[str, np.ndarray]:
 
 @cache
 def meant_by(prompt: str, kind: str, seed: int) -> Meant:
-    """With the pattern where the run has it."""
+    return meant_on(shape_of(kind).mesh, prompt, seed)
+
+
+def meant_on(mesh: Mesh, prompt: str, seed: int) -> Meant:
+    """With the pattern where a run of `seed` has it."""
     tables, generator = ggx_tables.load(), torch.Generator().manual_seed(5)
-    gbuffer, lights = unseen_scene(shape_of(kind).mesh, RELIT_SIZE)
+    gbuffer, lights = unseen_scene(mesh, RELIT_SIZE)
     normal = torch.nn.functional.normalize(gbuffer.normal, dim=1)
     textures = instances.textures_round(gbuffer.position + optimisation.pattern_offset(seed), normal)
     lab, chroma = [], []
@@ -184,6 +189,11 @@ def relit(found: Tensor, meant: Meant) -> tuple[float, float]:
     apart = [float((np.bincount(view, deltaE_ciede2000(lab, other)) / per_view).mean()) for other in meant.lab]
     nearest = int(np.argmin(apart))
     return apart[nearest], mean_chroma(stored[:, material.BASE_COLOR]) - meant.chroma[nearest]
+
+
+def seam_jump(image: Tensor, where: material.Texels) -> float:
+    """Mean difference of the base colour across the UV cuts of stored values (S, S, 7), row 0 at the top."""
+    return figures(seams.jumps(where.cuts, image).abs())["base_color"]["mean"]
 
 
 @lru_cache(maxsize=2)
@@ -234,17 +244,16 @@ def measure(run: Run, shelf: ModelShelf, steps: int, views: int) -> dict[str, fl
     )  # fmt: skip
     shape = shape_of(run.shape)
     found, seconds = textured(request, run.shape, shelf.get(request.model, torch.device("cpu")))
-    rows = found.permute(1, 2, 0)
-    texels = rows.flip(0)[shape.covered].numpy()
+    image = found.permute(1, 2, 0).flip(0)
+    texels = image[shape.covered].numpy()
     maps = {"base_color": texels[:, :3], "metallic": texels[:, 3], "roughness": texels[:, 4]}
     errors = prior.compare(maps, facts_of(run.prompt, run.shape))
     difference, chroma = relit(found, meant_by(run.prompt, run.shape, run.seed))
-    apart = seams.jumps(shape.texels.cuts, rows).abs()
     return {
         **{key: float(errors[key]) for key in ("ciede2000", "metallic_error", "roughness_error")},
         "relit": difference,
         "saturation": chroma,
-        "seam_jump": figures(apart)["base_color"]["mean"],
+        "seam_jump": seam_jump(image, shape.texels),
         "cpu_seconds": seconds,
     }
 
@@ -279,15 +288,11 @@ class Results:
 
 def tasks(results: Results, seeds: int, shelf: ModelShelf, steps: int, views: int) -> Iterator[tuple[str, object]]:
     """(what, a function that makes it and adds it to the results), of all that is missing yet."""
-    done, every = results.done(), list(runs(seeds))
-    first = len(every) // seeds
-    for number, run in enumerate(every):
-        if number == first:
-            yield from _oracle_tasks(results)
+    yield from _oracle_tasks(results)
+    done = results.done()
+    for run in runs(seeds):
         if run.key not in done and run.configuration.name not in results.told["refused"]:
             yield " / ".join(map(str, run.key)), partial(_add_run, results, run, shelf, steps, views)
-    if seeds == 1:
-        yield from _oracle_tasks(results)
 
 
 def _oracle_tasks(results: Results) -> Iterator[tuple[str, object]]:
@@ -314,7 +319,9 @@ def _add_view_words(results: Results, method: str) -> None:
 
 
 def _add_baked_light(results: Results, method: str, family: str) -> None:
-    results.told["baked_light"].setdefault(method, {})[family] = round(_oracles.baked_light(method, family), 4)
+    light = {"wanted": _oracles.baked_light(method, family), "not": _oracles.baked_light(method, family, wanted=False)}
+    light = {key: round(share, 4) for key, share in light.items()}
+    results.told["baked_light"].setdefault(method, {})[family] = light
 
 
 def main(arguments: list[str]) -> int:
@@ -333,7 +340,6 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         parser.error(str(error))
     began, shelf = time.monotonic(), ModelShelf()
-    shape_of(SHAPES[0])  # what is made once belongs to no row
     for what, make in tasks(results, options.seeds, shelf, options.steps, options.views):
         if time.monotonic() - began > 60 * options.minutes:
             print("The time is up; the same command goes on from here.")

@@ -15,7 +15,7 @@ from addon.protocol import BUILT_IN_MODEL
 from backend import lighting, models, optimisation
 from backend.diffusion import built_in
 from backend.diffusion.built_in import BuiltInPrior
-from backend.diffusion.interface import Adaptable
+from backend.diffusion.interface import Adaptable, ModelError, Worded
 from backend.prior import conditions, network, vocabulary
 from backend.prior.field import MaterialField
 from backend.prior.training import train
@@ -132,6 +132,28 @@ def test_without_guidance_the_other_branch_is_not_asked(tiny):
     assert tiny.guidance_scale == 1
     tiny.set_prompt("oak", "brick")
     assert tiny.guidance_scale > 1, "a negative prompt works by guidance alone"
+
+
+def test_it_can_be_asked_for_nothing_and_for_the_negative_prompt_and_has_no_views(tiny):
+    scene = scene_of(32)
+    noisy = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    time = torch.tensor([700, 300])
+
+    def words(kind):
+        return tiny.predict_words(noisy, time, scene, (kind, kind))
+
+    tiny.set_prompt("oak", "")
+    assert isinstance(tiny, Worded)
+    nothing = tiny.predict(noisy, time, scene).unconditional
+    assert torch.equal(words("nothing"), nothing) and torch.equal(words("negative"), nothing), "there is none"
+    tiny.set_prompt("oak", "brick")
+    assert torch.equal(words("nothing"), nothing)
+    assert torch.equal(words("negative"), tiny.predict(noisy, time, scene).unconditional)
+    assert not torch.allclose(words("negative"), nothing, atol=1e-3)
+    sentence = "same from every side.*“built-in” knows no view words. Switch Perp-Neg off"
+    for asked in (("front view", "front view"), ("nothing", "side view")):
+        with pytest.raises(ModelError, match=sentence):
+            tiny.predict_words(noisy, time, scene, asked)
 
 
 def test_a_picture_does_not_depend_on_its_neighbours(tiny):

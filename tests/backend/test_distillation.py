@@ -50,29 +50,41 @@ def test_over_saturation_and_its_cures_come_in_the_published_order():
         "full": ("sds", Options(rescale=1.0)),
         "mix": ("sds", Options(rescale=0.7)),
     }
-    for w, table in ((7.5, (2.79, 2.15, 1.97, 1.56, 0.97, 1.87)), (15.0, (3.62, 1.98, 2.08, 1.45, 0.91, 2.34))):
+    tables = {
+        7.5: (2.79, 2.15, 1.97, 1.56, 0.97, 1.87),
+        15.0: (3.62, 1.98, 2.08, 1.45, 0.91, 2.34),
+        25.0: (3.31, 2.02, 1.99, 1.40, 0.89, 2.86),
+    }
+    for w, table in tables.items():
         found = {name: contrast(*way[:1], w, way[1], priors.COSINE) for name, way in ways.items()}
         assert found["none"] > max(found["clamp"], found["half"], found["mix"]), found
         assert min(found["clamp"], found["half"], found["mix"]) > found["unbounded"] > found["full"], found
         assert abs(found["full"] - 1) < 0.12, "only the full rescale comes out with the prompt's contrast"
         for name, value in zip(ways, table, strict=True):
             assert found[name] == pytest.approx(value, rel=0.12), f"w = {w}, {name}"
-    assert found["mix"] > found["clamp"], "at w = 15 a part of the saturation is too much"
+        assert w == 7.5 or found["mix"] > found["clamp"], "from w = 15 on a part of the saturation is too much"
 
 
 def test_the_methods_saturate_in_the_published_order():
-    """The second line of research.md 1.5: even timesteps, linear betas, w = 7.5."""
+    """The second line of research.md 1.5: even timesteps (ISM: up to a half), linear betas, w = 7.5; the published
+    contrasts are 16.8, 5.1, 4.6, 3.3, 2.6, 1.3 and 0.99, and 1.7 to 1.5 for multi-step targets. Unbounded thresholding
+    comes out at 1.55 and they at 1.5 to 1.6, so nothing is asked of that pair."""
     ways = {
         "csd": ("csd", Options(**EVEN)),
+        "ism": ("ism", Options(highest=(0.5, 0.5), lowest=(0.02, 0.02))),
         "sds": ("sds", Options(**EVEN)),
+        "sdi": ("sdi", Options(weighting="sds", **EVEN)),
         "clamp": ("clamped", Options(**EVEN)),
         "unbounded": ("sds", Options(threshold_percentile=0.95, **EVEN)),
         "full": ("sds", Options(rescale=1.0, **EVEN)),
-        "ten steps": ("k_step", Options(k_steps=10, **EVEN)),
     }
     found = {name: contrast(method, 7.5, options, priors.LINEAR, 300) for name, (method, options) in ways.items()}
-    assert found["csd"] > found["sds"] > found["clamp"] > found["unbounded"] > found["full"], found
-    assert found["ten steps"] < found["clamp"], found
+    assert list(found) == sorted(found, key=found.get, reverse=True), found
+    for name, value in {"ism": 5.1, "sds": 4.6, "sdi": 3.3, "clamp": 2.6, "full": 0.99}.items():
+        assert found[name] == pytest.approx(value, rel=0.12), name
+    for steps, value in {4: 1.65, 10: 1.5, 25: 1.7}.items():
+        multi = contrast("k_step", 7.5, Options(k_steps=steps, **EVEN), priors.LINEAR, 300)
+        assert found["full"] < multi < found["clamp"] and multi == pytest.approx(value, rel=0.12), steps
     alone = contrast("k_step", 1.0, Options(k_steps=10, **EVEN), priors.LINEAR, 300)
     assert abs(alone - 1) < 0.1, "without exaggeration a multi-step target has the prompt's contrast"
 
@@ -146,6 +158,12 @@ def test_timesteps_follow_the_options():
     narrow = Options(highest=(0.5, 0.5), lowest=(0.02, 0.02))
     drawn = torch.cat([timesteps(4, 0.7, 1000, generator, narrow) for _ in range(200)])
     assert 20 <= drawn.min() < 40 and 480 < drawn.max() <= 500
+    assert not Options(stratified=False) == Options() == published("clamped")
+    alone = torch.stack([timesteps(8, 0.0, 1000, generator, Options(stratified=False)) for _ in range(300)])
+    assert 300 <= alone.min() < 310 and 970 < alone.max() <= 980
+    spread = [torch.sort(alone, dim=1)[0], torch.stack([timesteps(8, 0.0, 1000, generator) for _ in range(300)])]
+    lowest = [part.amin(1).float().std() for part in spread]
+    assert lowest[0] > 1.8 * lowest[1], "drawn alone, a batch may leave out a part of the range"
     for name in GUIDANCE:
         assert published(name) == Options() or name in ("sds", "hifa", "ism", "sdi", "vsd")
 

@@ -10,7 +10,7 @@ from priors_for_tests import LINEAR, Believes, Gaussian, Mixture, Truthful, anti
 
 from backend import guidance
 from backend.diffusion.interface import Prediction
-from backend.distillation import WEIGHTINGS, Options
+from backend.distillation import WEIGHTINGS, Options, take_aim
 from backend.guidance import GUIDANCE
 
 # Mean and deviation without and with the prompt (research.md 1.5), and of a negative one.
@@ -161,17 +161,24 @@ def test_a_scale_of_zero_knows_no_prompt_and_one_no_more_than_it(name):
         assert mean_target(name, blind, 0.0003, 1.0, 300, options) == pytest.approx(at_one[0], abs=1e-12)
 
 
+@pytest.mark.parametrize("w", SCALES)
 @pytest.mark.parametrize("name", ALL)
-def test_a_model_that_finds_the_picture_leaves_nothing_to_do(name):
-    x0 = 1.8 * torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64) - 0.9
-    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    options = Options(inversion_noise=0.0)
-    for timestep in (210, 500, 980):
-        target = GUIDANCE[name](priors.look(Truthful(x0), x0, noise, timestep, 7.5, options)).x0
-        if name == "ism":  # goes by way of the noise, and back
-            assert torch.allclose(target, x0, atol=1e-10)
-        else:
-            assert torch.equal(target, x0)
+def test_a_model_that_finds_the_picture_leaves_nothing_to_do(name, w):
+    """The delta denoiser: bit for bit, in both precisions, and so are the gradients that a run takes from it."""
+    for kind in (torch.float64, torch.float32):
+        x0 = 1.8 * torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(2)).to(kind) - 0.9
+        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(3)).to(kind)
+        options = Options(inversion_noise=0.0, threshold_percentile=0.95, highest=(0.98, 0.98), lowest=(0.21, 0.21))
+        model = Truthful(x0, LINEAR.to(kind))
+        model.companion = Believes(model, (x0, 0.0))
+        for timestep in (210, 500, 980):
+            assert torch.equal(GUIDANCE[name](priors.look(model, x0, noise, timestep, w, options)).x0, x0)
+        for progress in (0.0, 0.5):
+            aim = take_aim(
+                model, x0, None, torch.ones_like(x0[:, :1]), progress, name, w, options,
+                torch.Generator().manual_seed(5), model.companion,
+            )  # fmt: skip
+            assert not aim.gradient(x0).any() and (aim.weight > 0).all()
 
 
 @pytest.mark.parametrize("name", ALL)
