@@ -42,7 +42,8 @@ class PATINA_OT_reference_paste(_OfAMesh, bpy.types.Operator):
             if made is None:
                 raise reference.ReferenceProblem("There is no picture on the clipboard. Copy one, then paste again.")
         except RuntimeError as error:  # Blender's poll: nothing there, or no clipboard at all
-            return failed(self, session.current(), f"Nothing can be pasted: {_last_line(error)}")
+            told = str(error).strip().rpartition("poll() ")[2]
+            return failed(self, session.current(), f"{told}. Copy a picture first, or open it from a file.")
         except reference.ReferenceProblem as error:
             return failed(self, session.current(), str(error))
         made.pack()
@@ -200,10 +201,6 @@ def _image_editor(context: bpy.types.Context):
     finally:
         if found is None:
             area.ui_type = kind
-
-
-def _last_line(error: RuntimeError) -> str:
-    return str(error).strip().splitlines()[-1].removeprefix("Error: ")
 
 
 register, unregister = bpy.utils.register_classes_factory(
