@@ -190,7 +190,7 @@ def bpy_python(short: str, version: str) -> str:
     folder.parent.mkdir(exist_ok=True)
     pins = re.sub(r"^bpy==.*\n", "", TEST_REQUIREMENTS.read_text("utf-8"), flags=re.M)
     requirements = folder.with_suffix(".txt")
-    requirements.write_text(f"{pins}bpy=={version}\nnumpy==1.26.4\npillow==13.0.0\n", "utf-8")
+    requirements.write_text(f"{pins}bpy=={version}\nnumpy==1.26.4\npillow==13.0.0\ntrimesh==5.2.0\n", "utf-8")
     recipe = environment.Recipe(
         requirements=(requirements,), versions=("3.11",), check="import numpy", download_mb=BPY_MB
     )

@@ -48,6 +48,10 @@ def _known_models(_self, _context, text: str) -> list[str]:
     return [name for name in dict.fromkeys(known) if text.lower() in name.lower()]
 
 
+# In 4.2 a search function, even of a class that was unregistered, ends Blender with a crash.
+_SUGGESTED = {"search": _known_models, "search_options": {"SUGGESTION"}} if bpy.app.version >= (4, 3) else {}
+
+
 class PATINA_PG_kept_slot(bpy.types.PropertyGroup):
     """One material slot as it was before Patina, so that it can be restored."""
 
@@ -108,8 +112,7 @@ class PATINA_PG_scene(bpy.types.PropertyGroup):
         name="Model",
         description="The diffusion model that judges the pictures: built-in, an id like owner/name, or a folder",
         default=_DEFAULTS["model"],
-        search=_known_models,
-        search_options={"SUGGESTION"},
+        **_SUGGESTED,
     )
     second_stage: StringProperty(
         name="Second Stage",

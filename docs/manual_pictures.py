@@ -30,20 +30,18 @@ _INSIDE = """
 import traceback
 scene = bpy.context.scene
 scene.patina.texture_size, scene.patina.steps = "512", 60
-def only(*shown):
-    for name in dir(bpy.types):
-        cls = getattr(bpy.types, name)
-        if name.startswith("PATINA_PT_") and hasattr(cls, "bl_parent_id") and "poll" in vars(cls):
-            if not hasattr(cls, "real_poll"):
-                cls.real_poll = cls.poll
-            real, there = cls.real_poll, name.removeprefix("PATINA_PT_") in shown
-            cls.poll = classmethod(lambda c, context, real=real, there=there: there and real(context))
-def opened(*names):  # panels that are closed at first
-    for name in names:
-        cls = getattr(bpy.types, "PATINA_PT_" + name)
-        bpy.utils.unregister_class(cls)
-        cls.bl_options = set()
-        bpy.utils.register_class(cls)
+panels = {name.removeprefix("PATINA_PT_"): getattr(bpy.types, name) for name in dir(bpy.types)
+          if name.startswith("PATINA_PT_") and name != "PATINA_PT_main"}
+there = set(panels)
+def only(*shown):  # of the sub-panels, all of them open
+    for name, cls in panels.items():
+        if name in there:
+            bpy.utils.unregister_class(cls)
+            there.remove(name)
+        if name in shown:
+            cls.bl_options = set()
+            bpy.utils.register_class(cls)
+            there.add(name)
 def do():
     if os.path.exists(STATE + ".do"):
         code = open(STATE + ".do").read()
@@ -57,13 +55,22 @@ def do():
         except Exception:
             said = traceback.format_exc()
         write(STATE + ".did", said)
-        win.screen.areas.update()
         for area in win.screen.areas:
             area.tag_redraw()
     return 0.1
 bpy.app.timers.register(do, first_interval=1.0, persistent=True)
-opened("export", "advanced")
+def look():  # Suzanne in the middle of what is shown of the 3D view
+    sidebar()[1].spaces.active.region_3d.view_location = (-0.5, -0.27, 0)
+bpy.app.timers.register(look, first_interval=2.0)
 """
+
+# Where the processor draws, Material Preview takes minutes for each picture; this shows the base color at once.
+_SOLID = """
+def textured():
+    sidebar()[1].spaces.active.shading.color_type = "TEXTURE"
+bpy.app.timers.register(textured, first_interval=1.5)
+"""
+_SHADING_HELP = "SOLID: with the base color, at once; MATERIAL: Material Preview, for computers with a graphics card"
 
 # What a picture may build upon: the code that begins it. A stage is over when no run is under way.
 STAGES = {
@@ -108,7 +115,7 @@ PICTURES = (
     Picture("first", code="only(); obj.patina.prompt = 'rusty iron'", view=True),
     Picture("running", code="only('preview'); " + STAGES["iron"], at_step=30, view=True),
     Picture("done", ("iron",), "only('preview')", view=True),
-    Picture("advanced", code="only()", height=560),
+    Picture("advanced", code="only('advanced')", height=560),
     Picture("presets", code="only(); bpy.ops.wm.call_menu(name='PATINA_MT_presets')", mouse=(-120, 90), view=True),
     Picture("variants", ("iron", "gold"), "only('variants'); obj.patina.variants[0].pinned = True"),
     Picture("refine", ("iron", "cover"), "only('refine')", view=True),
@@ -163,6 +170,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(picture.name for picture in PICTURES))
     parser.add_argument("--out", type=Path, default=HERE / "manual")
+    parser.add_argument("--shading", choices=("SOLID", "MATERIAL"), default="SOLID", help=_SHADING_HELP)
     options = parser.parse_args()
     unknown = set(options.names) - {picture.name for picture in PICTURES}
     blender = os.environ.get("BLENDER") or shutil.which("blender")
@@ -170,7 +178,8 @@ def main() -> int:
         print(f"There is no picture {', '.join(unknown)}." if unknown else "Set $BLENDER.", file=sys.stderr)
         return 1
     options.out.mkdir(parents=True, exist_ok=True)
-    with window.opened(blender, "monkey", "MATERIAL", _INSIDE) as blender_window:
+    inside = _INSIDE + (_SOLID if options.shading == "SOLID" else "")
+    with window.opened(blender, "monkey", options.shading, inside) as blender_window:
         made: set[str] = set()
         for picture in PICTURES:
             if options.names and picture.name not in options.names:

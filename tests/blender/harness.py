@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
+PATIENCE = float(os.environ.get("PATINA_PATIENCE", 1))  # on a busy computer: how many times longer all may take
 
 _PRELUDE = """
 import faulthandler; faulthandler.dump_traceback_later({limit} - 5, exit=True)
@@ -27,7 +28,7 @@ cube = bpy.data.objects["Cube"]
 bpy.context.scene.patina.texture_size = "512"
 
 def tick_until(condition, limit=15.0):
-    end = time.monotonic() + limit
+    end = time.monotonic() + limit * {patience}
     while not condition():
         assert time.monotonic() < end, f"not within {{limit}} s: {{running.status}}"
         running.tick()
@@ -51,7 +52,9 @@ def generate_fails(obj, prompt):
 def run_scenario(tmp_path: Path, body: str, limit: float = 60.0) -> str:
     """Run Python code after the prelude above; returns what it printed. Fails with its output if it fails."""
     script = tmp_path / "scenario.py"
-    prelude = _PRELUDE.format(limit=limit, repo=str(REPO), here=str(Path(__file__).parent), tmp=str(tmp_path))
+    limit *= PATIENCE
+    places = {"repo": str(REPO), "here": str(Path(__file__).parent), "tmp": str(tmp_path)}
+    prelude = _PRELUDE.format(limit=limit, patience=PATIENCE, **places)
     script.write_text(prelude + textwrap.dedent(body) + "\naddon.unregister()\nprint('scenario ended')\n")
     environment = {
         **os.environ,

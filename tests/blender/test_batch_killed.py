@@ -97,7 +97,7 @@ def _start(folder: Path, script: Path, kill_at: int) -> subprocess.Popen:
 def _script(folder: Path, wishes: str, lanes: int, package_root: str | None) -> Path:
     folder.mkdir()
     prelude = harness._PRELUDE.format(
-        limit=500, repo=str(harness.REPO), here=str(Path(__file__).parent), tmp=str(folder)
+        limit=500, patience=1, repo=str(harness.REPO), here=str(Path(__file__).parent), tmp=str(folder)
     )
     root = f"running.package_root = Path({package_root!r})\n" if package_root else ""
     script = folder / "scenario.py"

@@ -66,22 +66,27 @@ def write(path, said):
     with open(path + ".part", "w") as file:
         json.dump(said, file)
     os.replace(path + ".part", path)
+times = [0]
 def tell():
+    times[0] += 1
     run, item = bpy.context.window_manager.patina, bpy.context.view_layer.objects.active
     slots = [slot.material.name for slot in item.material_slots if slot.material] if item else []
     variants = [[v.name, v.run, v.seed, v.pinned] for v in item.patina.variants] if item else []
     shown = slots and item.material_slots[0].material.get("patina_run")
     region = sidebar()[2]
-    try:
-        tab = region.active_panel_category
-    except (AttributeError, RuntimeError):
-        tab = ""
+    tab = getattr(region, "active_panel_category", "")
+    if times[0] in (5, 8, 11) and tab != "Patina":
+        try:
+            region.active_panel_category = "Patina"
+            region.tag_redraw()
+        except (AttributeError, TypeError):
+            pass  # it cannot be set before 5, so it is clicked
     write(STATE, {{
         "busy": run.busy, "step": run.step, "message": run.message, "level": run.level, "hint": run.hint,
         "slots": slots, "prompt": item.patina.prompt if item else None, "version": bpy.app.version[0],
         "variants": variants, "shown": shown, "tab": tab, "file": bpy.data.filepath,
         "sidebar": [region.x, region.y, region.width, region.height],
-        "scale": bpy.context.preferences.system.ui_scale,
+        "scale": bpy.context.preferences.system.ui_scale, "times": times[0],
     }})
     return 0.2
 def answer():  # what is under the mouse
@@ -189,14 +194,22 @@ class Window:
         self.click(self.find(wanted, share))
 
     def open_tab(self) -> None:
-        """Bring the tab Patina to the front, by the mouse."""
-        for _ in range(2):
-            x, y, width, height = self.told()["sidebar"]
-            scale = self.told()["scale"]
-            for down in range(int(20 * scale), height, int(26 * scale)):
-                self.click((int(x + width - 9 * scale), SCREEN[1] - y - height + down))
-                if self.told().get("tab") == "Patina":
-                    return
+        """Bring the tab Patina to the front: where Blender cannot be told to, by the mouse."""
+        said = self.wait(lambda said: said["times"] > 13, 120)
+        if said["tab"] == "Patina":
+            return
+        x, y, width, height = said["sidebar"]
+        scale = said["scale"]
+        for down in range(int(20 * scale), height, int(26 * scale)):
+            place = (int(x + width - 9 * scale), SCREEN[1] - y - height + down)
+            for _ in range(2):  # a click on the tab that is in front closes the sidebar (5.2), a second one opens it
+                self.click(place)
+                times = self.told()["times"]
+                said = self.wait(lambda said, times=times: said["times"] > times + 2, 60)
+                if said["sidebar"][2] >= width:
+                    break
+            if said["tab"] == "Patina":
+                return
         raise LookupError(f"no tab Patina: {self.told()}")
 
     def do(self, code: str, limit: float) -> str:
@@ -214,9 +227,9 @@ class Window:
 
     def click(self, place: tuple[int, int]) -> None:
         self.point(place)
-        time.sleep(0.8)
+        time.sleep(0.6)
         self._do("xdotool", "mousemove_relative", "2", "1")
-        time.sleep(0.8)
+        time.sleep(0.6)
         self._do("xdotool", "mousedown", "1")
         time.sleep(0.15)
         self._do("xdotool", "mouseup", "1")
