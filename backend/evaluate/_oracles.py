@@ -175,8 +175,8 @@ def painted(
 
 
 # Of a sphere's map: the view words a place belongs to, and (left, right), (low, high) in u and v; u is the azimuth from
-# the front (-Y), v the height. What is seen from below has no words of its own and shows those of every side: it is there
-# to be told from the top.
+# the front (-Y), v the height. What is seen from below has no words of its own and shows those of every side: it is
+# there to be told from the top.
 PLACES = (
     ("front view", (-0.05, 0.05), (0.4, 0.6)),
     ("side view", (0.20, 0.30), (0.4, 0.6)),

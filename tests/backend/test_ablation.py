@@ -152,7 +152,7 @@ def test_runs_of_other_settings_are_not_mixed(quick, tmp_path, capsys):
     assert ablation.main(["--json", str(file), "--minutes", "-1", "--steps", "7"]) == 0
     for wrong in (["--steps", "8"], ["--steps", "7", "--views", "0"]):
         with pytest.raises(SystemExit):
-            ablation.main(["--json", str(file), *wrong])
+            ablation.main(["--json", str(file), "--minutes", "-1", *wrong])
     said = capsys.readouterr().err
     assert "holds runs with {'steps': 7, 'views': 2}, not with {'steps': 8, 'views': 2}" in said
     assert "must be at least 1" in said and not quick
