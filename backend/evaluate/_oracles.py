@@ -175,7 +175,8 @@ def painted(
 
 
 # Of a sphere's map: the view words a place belongs to, and (left, right), (low, high) in u and v; u is the azimuth from
-# the front (-Y), v the height. From below no words are its own.
+# the front (-Y), v the height. What is seen from below has no words of its own and shows those of every side: it is
+# there to be told from the top.
 PLACES = (
     ("front view", (-0.05, 0.05), (0.4, 0.6)),
     ("side view", (0.20, 0.30), (0.4, 0.6)),
@@ -201,7 +202,8 @@ def view_words(method: str, steps: int = STEPS, **options: object) -> dict[str, 
     for (words, _, _), colour in zip(PLACES, colours, strict=True):
         if words:
             own = torch.tensor(COLOURS[words])
-            others = [other for (also, _, _), other in zip(PLACES, colours, strict=True) if also != words]
+            rivals = {*VIEWS, ""} - {words} if words == "overhead view" else {*VIEWS} - {words}
+            others = [other for (also, _, _), other in zip(PLACES, colours, strict=True) if also in rivals]
             margins.append(float(min((other - own).norm() for other in others) - (colour - own).norm()))
     return {"right": sum(margin > 0 for margin in margins), "places": len(margins), "margin": round(min(margins), 3)}
 

@@ -65,7 +65,7 @@ def test_the_table_marks_what_is_beyond_two_errors_and_says_on_which_side():
     rows = [row("default", *place, 1.0) for place in places]
     rows += [row("worse", *place, 1.3 + 0.02 * number) for number, place in enumerate(places)]
     rows += [row("better", *place, 0.7 + 0.02 * number) for number, place in enumerate(places)]
-    rows += [row("the same", *place, 1.0 + (-1) ** number) for number, place in enumerate(places)]
+    rows += [row("the same", *place, 1.1 + (-1) ** number) for number, place in enumerate(places)]
     told = {
         "settings": {"steps": 24, "views": 2}, "rows": rows, "refused": {"mute": "It cannot."},
         "view_words": {"sds": {"right": 5, "places": 6, "margin": -0.1}},
@@ -78,7 +78,7 @@ def test_the_table_marks_what_is_beyond_two_errors_and_says_on_which_side():
     first = text.partition("## Beside")[0]
     lines = {line.split(" | ")[0]: line for line in first.splitlines() if line.startswith("| ")}
     assert "1.33 (**+0.33 ± 0.01**)" in lines["| worse"]
-    assert "1.00 (+0.00 ± 0.58)" in lines["| the same"]
+    assert "1.10 (+0.10 ± 0.58)" in lines["| the same"]
     assert "- *metallic*: better better; worse worse." in text
     beside = text.split("## Beside *worse*")[1]
     assert "0.73 (**-0.60 ± 0.00**)" in beside.split("## ")[0] and "the same" not in beside.split("## ")[0]
@@ -152,7 +152,7 @@ def test_runs_of_other_settings_are_not_mixed(quick, tmp_path, capsys):
     assert ablation.main(["--json", str(file), "--minutes", "-1", "--steps", "7"]) == 0
     for wrong in (["--steps", "8"], ["--steps", "7", "--views", "0"]):
         with pytest.raises(SystemExit):
-            ablation.main(["--json", str(file), *wrong])
+            ablation.main(["--json", str(file), "--minutes", "-1", *wrong])
     said = capsys.readouterr().err
     assert "holds runs with {'steps': 7, 'views': 2}, not with {'steps': 8, 'views': 2}" in said
     assert "must be at least 1" in said and not quick
