@@ -218,10 +218,7 @@ def _move(
         moves = moves * state.held.share(gbuffer)
     parameters, rate = state.maps.parameters(), plan.rate * _rate_share(progress, plan)
     if state.image_prior is not None:
-        wishes = material.raw_moves(raw.detach(), moves)
-        summed = torch.autograd.grad(raw, state.maps.pyramid, wishes, allow_unused=True)
-        if any(part is not None for part in summed):
-            state.image_prior.move(state.maps.pyramid, summed, len(wishes), rate)
+        _teach(state, scene, detail, raw, material.raw_moves(raw.detach(), moves), rate)
         return
     shares = _shares(state.maps)
     gain = material.gain(state.maps, gbuffer.footprint, shares, detail)
@@ -230,6 +227,17 @@ def _move(
     decay = [0.0] * len(state.maps.volumes) + [plan.detail_decay * rate] * len(state.maps.pyramid)
     reach = material.reach(state.maps, gbuffer, detail)
     descend(parameters, state.sums, summed, reach, [rate * share for share in shares], decay)
+
+
+def _teach(state: State, scene: Scene, detail: float, raw: Tensor, wishes: Tensor, rate: float) -> None:
+    """As `_move` ends where a network paints the maps: it learns what the points wish for, but for the material that
+    all share, which moves by itself."""
+    maps, whole = state.maps, Sums(state.sums.moves[:1], state.sums.reach[:1])
+    summed = torch.autograd.grad(raw, [maps.volumes[0], *maps.pyramid], wishes, allow_unused=True)
+    reach = material.reach(maps, scene.gbuffer, detail)[:1]
+    descend(maps.volumes[:1], whole, summed[:1], reach, [rate * VOLUME_SHARE], [0.0])
+    if any(part is not None for part in summed[1:]):
+        state.image_prior.move(maps.pyramid, summed[1:], len(wishes), rate)
 
 
 def _shares(maps: LearnableMaps) -> list[float]:
