@@ -118,7 +118,7 @@ def test_other_views_come_to_look_like_it(folder, red):
             look = reference.new(red, {}, pool.triangles, 32, clip, 0.3).look
             found.append(float((clip.embed(picture) @ look.T).mean()))
     print(f"unlikeness of the far side without it {1 - found[0]:.4f}, with it {1 - found[1]:.4f}")
-    assert 1 - found[1] < 0.9 * (1 - found[0])
+    assert 1 - found[1] < 0.95 * (1 - found[0])
 
 
 def test_what_is_no_clip_model_gets_a_sentence_each(tmp_path, folder):
