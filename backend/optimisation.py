@@ -218,11 +218,7 @@ def _move(
         moves = moves * state.held.share(gbuffer)
     parameters, rate = state.maps.parameters(), plan.rate * _rate_share(progress, plan)
     if state.image_prior is not None:
-        wishes = material.raw_moves(raw, moves)
-        summed = material.scatter(state.maps, gbuffer, wishes, detail)[len(state.maps.volumes) :]
-        if any(part is not None for part in summed):
-            summed = [None if part is None else part[0] for part in summed]
-            state.image_prior.move(state.maps.pyramid, summed, len(wishes), rate)
+        _teach(state, scene, detail, material.raw_moves(raw, moves), rate)
         return
     shares = _shares(state.maps)
     gain = material.gain(state.maps, gbuffer.footprint, shares, detail)
@@ -230,6 +226,17 @@ def _move(
     decay = [0.0] * len(state.maps.volumes) + [plan.detail_decay * rate] * len(state.maps.pyramid)
     summed = material.scatter(state.maps, gbuffer, wishes, detail)
     descend(parameters, state.sums, summed, [rate * share for share in shares], decay)
+
+
+def _teach(state: State, scene: Scene, detail: float, wishes: Tensor, rate: float) -> None:
+    """As `_move` ends where a network paints the maps: it learns what the points wish for, but for the material that
+    all share, which moves by itself."""
+    maps, whole = state.maps, Sums(state.sums.moves[:1], state.sums.reach[:1])
+    summed = material.scatter(maps, scene.gbuffer, wishes, detail)
+    descend(maps.volumes[:1], whole, summed[:1], [rate * VOLUME_SHARE], [0.0])
+    levels = [None if part is None else part[0] for part in summed[len(maps.volumes) :]]
+    if any(part is not None for part in levels):
+        state.image_prior.move(maps.pyramid, levels, len(wishes), rate)
 
 
 def _shares(maps: LearnableMaps) -> list[float]:

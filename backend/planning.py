@@ -82,7 +82,10 @@ def make_plan(request: TextureRequest, model: Denoiser) -> Plan:
 
 def second_plan(plan: Plan, request: TextureRequest, model: Denoiser) -> Plan:
     """How the second stage of a cascade goes on: larger pictures, half as many steps, small changes of all detail."""
-    options = replace(plan.options, highest=(0.6, 0.3), lowest=(0.1, 0.02), guidance_scale_end=None, joint_views=False)
+    options = replace(
+        plan.options, highest=(0.6, 0.3), lowest=(0.1, 0.02), guidance_scale_end=None, joint_views=False,
+        deep_image_prior=False,  # it would begin anew
+    )  # fmt: skip
     return replace(
         plan,
         steps=max(1, plan.steps // 2),

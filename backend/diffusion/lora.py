@@ -35,6 +35,8 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps
 class Copy(ABC):
     """An interface.Companion of a network. Making one removes the one before. `extra` is trained with the layers."""
 
+    rate = LEARNING_RATE
+
     def __init__(self, model: WordedModel | BuiltInPrior, network: torch.nn.Module, seed: int) -> None:
         self.model, self.network = model, network
         if ADAPTER in getattr(network, "peft_config", {}):
@@ -53,7 +55,7 @@ class Copy(ABC):
             parameter.data = parameter.data.float()  # half precision is too coarse to learn in
         self.layers |= extra
         network.to(model.device)
-        self.optimiser = torch.optim.AdamW(list(self.layers.values()), lr=LEARNING_RATE, betas=(0.9, 0.99))
+        self.optimiser = torch.optim.AdamW(list(self.layers.values()), lr=self.rate, betas=(0.9, 0.99))
         for parameter in self.layers.values():
             zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             self.optimiser.state[parameter] = dict(zip(_MOMENTS, (torch.zeros(()), zeros, zeros.clone()), strict=True))
@@ -164,6 +166,8 @@ class LoraCompanion(Copy):
 
 class BuiltInCompanion(Copy):
     """Of the built-in prior: it learns which materials this run's pictures show, within the prior's own limits."""
+
+    rate = 1e-2  # the network is small, and at the published rate a run is over before it has learnt anything
 
     def __init__(self, model: BuiltInPrior, seed: int) -> None:
         super().__init__(model, model.unet, seed)

@@ -133,7 +133,9 @@ class WordedModel(ABC):
 
     def _send(self, modules: Iterable[torch.nn.Module], where: torch.device | str) -> None:
         for module in modules:
-            if all(module is not one for one in self._streamed):
+            # To ask each of a thousand tensors whether it is there already would take longer than a small picture.
+            there = next(module.parameters()).device.type == torch.device(where).type
+            if not there and all(module is not one for one in self._streamed):
                 module.to(where)
 
     def set_prompt(self, prompt: str, negative_prompt: str) -> tuple[str, ...]:

@@ -294,37 +294,39 @@ def test_the_shipped_prior_leads_maps_back_that_went_astray(shipped):
     assert abs(found - wanted) < 0.35 * (gone - wanted)
 
 
-def test_its_copy_learns_the_pictures_of_the_run_and_leaves_it_alone(folder):
-    model = BuiltInPrior(CPU, folder)
+@pytest.mark.skipif(not SHIPPED.is_file(), reason="the weights are not here")
+def test_its_copy_learns_the_pictures_of_the_run_and_leaves_it_alone():
+    model = BuiltInPrior(CPU)
     model.set_prompt("red plastic", "")
-    scene, time = scene_of(32), torch.tensor([300, 600])
+    size = model.render_size
+    scene, time = scene_of(size, pictures=1), torch.tensor([500])
     gbuffer = scene.gbuffer
     # What the run shows: the model's own materials, a little darker and rougher, which lies within its reach.
     believed = model.believed_material(scene) + torch.tensor([-0.04, -0.02, -0.02, 0.0, 0.08])
     surface = conditions.surface_of(believed, torch.nn.functional.normalize(gbuffer.normal, dim=1))
     shown = conditions.render(gbuffer, surface, scene.lights, model.tables)
-    behind = torch.full((2, 32, 32, 3), model.background)
-    x0 = gbuffer.picture(shown, behind).permute(0, 3, 1, 2) * 2 - 1
-    noisy = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 0.7 + 0.7 * x0
+    x0 = gbuffer.picture(shown, torch.full((1, size, size, 3), model.background)).permute(0, 3, 1, 2) * 2 - 1
+    alpha_bar = model.alphas_cumprod[time].view(-1, 1, 1, 1)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2))
+    noisy = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
     before = model.predict(noisy, time, scene, guided=False).conditional
     copy = model.companion(0)
     assert isinstance(model, Adaptable)
     assert torch.equal(model.predict(noisy, time, scene, guided=False).conditional, before)
-    assert torch.allclose(copy.predict(noisy, time, scene), before, atol=1e-4)
-    copy.optimiser.param_groups[0]["lr"] = 2e-2  # the small network is not moved by the published rate
+    assert torch.allclose(copy.predict(noisy, time, scene), before, atol=1e-3)
 
     def error():
         return float((copy.predict(noisy, time, scene) - x0).square().mean())
 
     start, generator = error(), torch.Generator().manual_seed(3)
-    for _ in range(25):
+    for _ in range(40):
         copy.learn(x0, scene, generator)
     print(f"error of the copy {start:.2e} before, {error():.2e} after")
     assert error() < 0.9 * start, "it has learnt nothing"
     assert torch.equal(model.predict(noisy, time, scene, guided=False).conditional, before), "the model has changed"
     kept = {name: tensor.clone() for name, tensor in copy.tensors().items()}
     fresh = model.companion(1)
-    assert torch.allclose(fresh.predict(noisy, time, scene), before, atol=1e-4), "a fresh one has not forgotten"
+    assert torch.allclose(fresh.predict(noisy, time, scene), before, atol=1e-3), "a fresh one has not forgotten"
     fresh.load(kept)
     assert all(torch.equal(kept[name], tensor) for name, tensor in fresh.tensors().items())
 

@@ -58,7 +58,7 @@ def test_it_learns_structure_before_noise():
         found = whole(taught(wanted, 60)[0])
         left.append(float(((found - wanted) ** 2).mean() / (wanted**2).mean()))
     print(f"left of a smooth target {left[0]:.3f}, of noise {left[1]:.3f}")
-    assert left[0] < 0.3 < 0.8 < left[1]
+    assert left[0] < 0.1 and left[1] > 5 * left[0]
 
 
 def test_a_checkpoint_holds_all_of_it():
@@ -79,7 +79,7 @@ def test_a_run_with_it_paints_what_the_model_wants_and_resumes_bit_for_bit(tmp_p
     wanted = (0.8, 0.2, 0.1, 0.05, 0.4, 0.5, 0.5)
     model = oracle.Oracle(lambda gbuffer: torch.tensor(wanted).expand(len(gbuffer.uv), 7), 32)
     plan = replace(
-        oracle.plan_for(steps=40, render_size=32, finest=SIDE, views=2), options=Options(deep_image_prior=True)
+        oracle.plan_for(steps=80, render_size=32, finest=SIDE, views=2), options=Options(deep_image_prior=True)
     )
 
     def advance(state, until):
@@ -89,21 +89,21 @@ def test_a_run_with_it_paints_what_the_model_wants_and_resumes_bit_for_bit(tmp_p
         return state
 
     cpu = torch.device("cpu")
-    before = [volume.clone() for volume in optimisation.new_state(plan, cpu).maps.volumes]
-    unbroken = advance(optimisation.new_state(plan, cpu), 40)
+    before = [volume.clone() for volume in optimisation.new_state(plan, cpu).maps.volumes[1:]]
+    unbroken = advance(optimisation.new_state(plan, cpu), 80)
     path = tmp_path / "checkpoint.safetensors"
     checkpoint.write(path, advance(optimisation.new_state(plan, cpu), 9), plan)
     resumed = optimisation.new_state(plan, cpu)
     assert checkpoint.read_into(path, resumed, plan) and resumed.step == 9
-    advance(resumed, 40)
+    advance(resumed, 80)
     for one, other in zip(unbroken.maps.parameters(), resumed.maps.parameters(), strict=True):
         assert torch.equal(one, other)
-    assert all(torch.equal(*pair) for pair in zip(before, unbroken.maps.volumes, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(before, unbroken.maps.volumes[1:], strict=True))
     gbuffer = oracle.new_pool(mesh, 32, 0).gbuffer([0, 1, 2])
     found = material.look_up(unbroken.average, gbuffer)[:, :3].mean(0)
     start = material.look_up(optimisation.new_state(plan, cpu).average, gbuffer)[:, :3].mean(0)
     off, before = ((colour - torch.tensor(wanted[:3])).abs().mean() for colour in (found, start))
-    print(f"base colour off by {before:.3f} at the start, {off:.3f} after 40 steps")
+    print(f"base colour off by {before:.3f} at the start, {off:.3f} after 80 steps")
     assert off < 0.4 * before
     # A checkpoint of one kind is none of the other.
     other = optimisation.new_state(replace(plan, options=Options()), cpu)

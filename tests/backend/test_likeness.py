@@ -15,7 +15,7 @@ from test_families import CPU, CUBE
 
 from addon import protocol
 from backend import __main__ as command
-from backend import ggx_tables, optimisation, planning, reference
+from backend import ggx_tables, lighting, material, optimisation, planning, reference
 from backend.diffusion.likeness import CLEAN_BELOW, Clip
 from backend.distillation import Aim
 from backend.rasterize import Triangles
@@ -67,13 +67,15 @@ def test_a_step_leads_towards_the_reference_and_is_as_long_as_said(folder):
     mask[..., 4:20, 4:20] = 1
     with torch.no_grad():
         towards = clip.embed(pictures(4)[3:])
-    led = clip.led(picture, mask, towards, torch.tensor([0.05, 0.0, 0.1]))
+    led = clip.led(picture, mask, towards, torch.tensor([0.01, 0.0, 0.02]))
     before, after = ((clip.embed(p) @ towards.T)[:, 0] for p in (picture, led))
-    assert after[0] > before[0] + 0.01 and after[2] > before[2] + 0.01 and torch.equal(led[1], picture[1])
+    print("unlikeness before", (1 - before).tolist(), "after", (1 - after).tolist())
+    assert 1 - after[0] < 0.8 * (1 - before[0]) and 1 - after[2] < 0.8 * (1 - before[2])
+    assert torch.equal(led[1], picture[1])
     moved = led - picture
     assert not moved[..., :4, :].any() and not led.requires_grad
     size = (moved.square() * mask).sum((1, 2, 3)).div(3 * mask[0].sum()).sqrt()
-    assert torch.allclose(size, torch.tensor([0.05, 0.0, 0.1]), atol=0.01)
+    assert torch.allclose(size, torch.tensor([0.01, 0.0, 0.02]), atol=0.002)
 
 
 @pytest.fixture
@@ -98,37 +100,25 @@ def test_other_views_come_to_look_like_it(folder, red):
     """A model that wants nothing but what is there, and a reference of which the far side shows nothing."""
     mesh, tables, clip = shapes.mesh_of(shapes.torus(16, 8)), ggx_tables.load(), Clip(folder, CPU)
     model = oracle.Oracle(lambda points: torch.full((len(points.uv), 7), 0.5), 32)
-    base = oracle.plan_for(steps=30, render_size=32, finest=32, views=2)
+    base = oracle.plan_for(steps=60, render_size=32, finest=32, views=2)
     plan = replace(base, options=replace(base.options, highest=(0.3, 0.3), lowest=(0.1, 0.1)))
     found = []
     for given in (None, clip):
         state, pool = optimisation.new_state(plan, CPU), oracle.new_pool(mesh, 32, 0)
-        pool.reference = reference.new(red, {}, pool.triangles, 32, given, 0.3)
+        pool.reference = reference.new(red, {}, pool.triangles, 32, given, 0.6)
         while state.step < plan.steps:
             optimisation.step(state, plan, model, pool, tables)
         far = [i for i in range(pool.full) if 150 < float(pool.cameras.azimuth_deg[i]) % 360 < 210][:2]
         gbuffer = pool.gbuffer(far)
         shown = oracle.render(
-            lambda points, state=state: oracle_values(state, points), gbuffer, oracle_light(len(far))
+            lambda points, state=state: material.look_up(state.average, points), gbuffer, lighting.uniform(len(far))
         ) * 2 - 1  # fmt: skip
         picture = gbuffer.picture(shown, torch.zeros(len(far), 32, 32, 3)).permute(0, 3, 1, 2)
         with torch.no_grad():
             look = reference.new(red, {}, pool.triangles, 32, clip, 0.3).look
             found.append(float((clip.embed(picture) @ look.T).mean()))
-    print(f"likeness of the far side without {found[0]:.3f}, with {found[1]:.3f}")
-    assert found[1] > found[0] + 0.005
-
-
-def oracle_values(state, points):
-    from backend import material
-
-    return material.look_up(state.average, points)
-
-
-def oracle_light(count):
-    from backend import lighting
-
-    return lighting.uniform(count)
+    print(f"unlikeness of the far side without it {1 - found[0]:.4f}, with it {1 - found[1]:.4f}")
+    assert 1 - found[1] < 0.95 * (1 - found[0])
 
 
 def test_what_is_no_clip_model_gets_a_sentence_each(tmp_path, folder):

@@ -108,6 +108,20 @@ def test_only_the_network_that_works_is_on_the_device(load, name):
     predicted(model)
     model.bring(*model.modules())
     assert ledger.most == len(model.modules()), "they are sent away although nobody asked for it"
+    for module in model.modules():
+        module.to = lambda *_: pytest.fail("moved although it is there")
+    predicted(model)
+
+
+def test_networks_do_move(load):
+    """What the others cannot see on a machine with one device."""
+    model, sent = load("sd"), []
+    for name in ("unet", "vae"):
+        getattr(model, name).to = lambda where, name=name: sent.append((name, str(where)))
+    model.set_memory(Memory(offload="parts"))
+    model.device = torch.device("meta")
+    model.bring(model.unet)
+    assert sent == [("unet", "meta")], "the autoencoder is on the CPU as it is"
 
 
 @pytest.mark.parametrize("name", CONTROLLED)

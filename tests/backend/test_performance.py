@@ -68,7 +68,8 @@ def test_it_measures_row_by_row_and_goes_on_where_it_ended(tmp_path, capsys, sma
     assert made["IF II"]["size"] == 32
     assert made["renderer"]["ms"] > 0 and made["renderer"]["pictures"] == 4
     text = table.read_text()
-    assert "the CPU (toy models)" in text and "Not measured yet: SD 1.5, " in text
+    assert "the CPU (toy models)" in text and "Tiny models, whose figures mean nothing" in text
+    assert "Not measured yet: SD 1.5, " in text
     assert text.count("\n| ") == 4 and "The renderer alone" in text
     # Want of memory is a result of its row, and tried again.
     monkeypatch.setattr(performance, "measure", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA\nout")))

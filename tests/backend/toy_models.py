@@ -183,22 +183,20 @@ def control(network):
 def sd3_control(shared=False, **more):
     """For `sd3`; a `shared` one is of the kind of SD 3.5 Large's: it takes positions from the model, and no words."""
     words = {"joint_attention_dim": None, "use_pos_embed": False} if shared else {"joint_attention_dim": 32}
-    return trained(
-        SD3ControlNetModel(
-            sample_size=8, patch_size=2, in_channels=8, num_layers=1, attention_head_dim=8, num_attention_heads=2,
-            caption_projection_dim=16, pooled_projection_dim=28, out_channels=8, pos_embed_max_size=16,
-            **{**words, "force_zeros_for_pooled_projection": not shared, **more},
-        )  # fmt: skip
-    )
+    settings = {
+        "sample_size": 8, "patch_size": 2, "in_channels": 8, "num_layers": 1, "attention_head_dim": 8,
+        "num_attention_heads": 2, "caption_projection_dim": 16, "pooled_projection_dim": 28, "out_channels": 8,
+        "pos_embed_max_size": 16, "force_zeros_for_pooled_projection": not shared,
+    }  # fmt: skip
+    return trained(SD3ControlNetModel(**{**settings, **words, **more}))
 
 
 def z_image_control(channels=8, **more):
-    return trained(
-        ZImageControlNetModel(
-            control_layers_places=[0], control_refiner_layers_places=[0], control_in_dim=channels, dim=16,
-            n_refiner_layers=1, n_heads=2, n_kv_heads=2, **more,
-        )  # fmt: skip
-    )
+    settings = {
+        "control_layers_places": [0], "control_refiner_layers_places": [0], "control_in_dim": channels, "dim": 16,
+        "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2,
+    }  # fmt: skip
+    return trained(ZImageControlNetModel(**{**settings, **more}))
 
 
 def trained(net):
