@@ -73,41 +73,33 @@ def _heights(mesh: Mesh, where: material.Texels, slopes: np.ndarray) -> np.ndarr
     """(K,) heights in object radii of the texels, each connected part about its own mean."""
     size, index = where.size, where.index.numpy()
     triangle = where.triangle.numpy()
-    along_u, along_v = _rises(mesh, triangle, slopes[index])
+    position = where.position.numpy().astype(np.float64)
+    uphill = _uphill(mesh, triangle, slopes[index])
     island = _islands(mesh)[triangle]
     node = np.full((size, size), -1, np.int64)
     node.reshape(-1)[index] = np.arange(len(index))
-    parts = [
-        _grid_links(node[:, :-1], node[:, 1:], along_u / size, island),
-        _grid_links(node[:-1], node[1:], -along_v / size, island),
-        _cut_links(where.cuts, node),
+    pairs = [
+        _beside(node[:, :-1], node[:, 1:], island),
+        _beside(node[:-1], node[1:], island),
+        _across(where.cuts, node),
     ]
-    links = Links(*(np.concatenate([getattr(part, name) for part in parts]) for name in Links.__dataclass_fields__))
+    a, b = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    rise = ((uphill[a] + uphill[b]) / 2 * (position[b] - position[a])).sum(1)
+    within = np.arange(len(a)) < len(a) - len(pairs[2][0])
+    links = Links(a, b, rise, np.ones(len(a)), within.astype(np.float64))
     place = np.stack((island, index // size, index % size), axis=1)
     heights = _solved(links, place)
     part = components(len(index), links.a, links.b)
     return heights - (np.bincount(part, heights) / np.bincount(part))[part]
 
 
-def _rises(mesh: Mesh, triangle: np.ndarray, slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(K,) rise of each texel's surface along u and along v, in object radii a unit of UV."""
-    edges = (mesh.positions[:, 1:] - mesh.positions[:, :1]).astype(np.float64)
-    across = (mesh.uvs[:, 1:] - mesh.uvs[:, :1]).astype(np.float64)
-    det = across[:, 0, 0] * across[:, 1, 1] - across[:, 0, 1] * across[:, 1, 0]
-    sound = np.abs(det) > 1e-14
-    det = np.where(sound, det, 1.0)[:, None]
-    by_u = (across[:, 1, 1:] * edges[:, 0] - across[:, 0, 1:] * edges[:, 1]) / det * sound[:, None]
-    by_v = (across[:, 0, :1] * edges[:, 1] - across[:, 1, :1] * edges[:, 0]) / det * sound[:, None]
-    tangent = mesh.tangents[..., :3].mean(1, dtype=np.float64)
-    normal = mesh.normals.mean(1, dtype=np.float64)
+def _uphill(mesh: Mesh, triangle: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+    """(K, 3) along the surface, as long as it is steep: the rise of a step is the product with it."""
+    tangent, normal = mesh.tangents[..., :3].mean(1, dtype=np.float64), mesh.normals.mean(1, dtype=np.float64)
     tangent /= np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-12)
     bitangent = np.cross(normal, tangent) * mesh.tangents[:, 0, 3:]
     bitangent /= np.maximum(np.linalg.norm(bitangent, axis=1, keepdims=True), 1e-12)
-    rises = []
-    for step in (by_u, by_v):
-        share = np.stack(((step * tangent).sum(1), (step * bitangent).sum(1)), axis=1)
-        rises.append((share[triangle] * slopes).sum(1))
-    return rises[0], rises[1]
+    return slopes[:, :1] * tangent[triangle] + slopes[:, 1:] * bitangent[triangle]
 
 
 def _islands(mesh: Mesh) -> np.ndarray:
@@ -117,17 +109,17 @@ def _islands(mesh: Mesh) -> np.ndarray:
     return components(int(vertex.max()) + 1, vertex, np.roll(vertex, 1, axis=1))[vertex[:, 0]]
 
 
-def _grid_links(first: np.ndarray, second: np.ndarray, rise: np.ndarray, island: np.ndarray) -> Links:
+def _beside(first: np.ndarray, second: np.ndarray, island: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes side by side in the image that are of one island."""
     a, b = first.ravel(), second.ravel()
     both = (a >= 0) & (b >= 0)
     a, b = a[both], b[both]
     same = island[a] == island[b]
-    a, b = a[same], b[same]
-    one = np.ones(len(a))
-    return Links(a, b, (rise[a] + rise[b]) / 2, one, one)
+    return a[same], b[same]
 
 
-def _cut_links(cuts: Cuts, node: np.ndarray) -> Links:
+def _across(cuts: Cuts, node: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes on both sides of cuts that lie at the same place in space, or nearly."""
     size = len(node)
 
     def at(uv: Tensor) -> np.ndarray:
@@ -136,9 +128,7 @@ def _cut_links(cuts: Cuts, node: np.ndarray) -> Links:
 
     a, b = at(cuts.uv_a), at(cuts.uv_b)
     both = (a >= 0) & (b >= 0) & (a != b)
-    a, b = a[both], b[both]
-    nothing = np.zeros(len(a))
-    return Links(a, b, nothing, nothing + 1, nothing)
+    return a[both], b[both]
 
 
 def _solved(links: Links, place: np.ndarray) -> np.ndarray:

@@ -44,8 +44,9 @@ def test_a_wall_hides_what_its_closed_form_says():
 
 def relief(x, y):
     """Height, and its slopes along x and y."""
-    wave = 0.02 * np.sin(9 * x) * np.cos(7 * y) + 0.05 * x * y
-    return wave, 0.18 * np.cos(9 * x) * np.cos(7 * y) + 0.05 * y, -0.14 * np.sin(9 * x) * np.sin(7 * y) + 0.05 * x
+    wave = 0.02 * np.sin(9 * x) * np.cos(7 * y) + 0.05 * x * y + 0.06 * x  # the halves differ in their mean
+    by_x = 0.18 * np.cos(9 * x) * np.cos(7 * y) + 0.05 * y + 0.06
+    return wave, by_x, -0.14 * np.sin(9 * x) * np.sin(7 * y) + 0.05 * x
 
 
 def in_two_islands():
@@ -84,7 +85,7 @@ def test_a_relief_comes_back_from_its_normals_across_a_cut(size, monkeypatch):
     found = (values.reshape(-1)[where.index].numpy() - 0.5) * tall / mesh.radius
     error = (found - found.mean()) - (wanted - wanted.mean())
     print(f"relief {wanted.std():.4f}, error {error.std():.5f}, worst {np.abs(error).max():.5f}")
-    assert error.std() < 0.03 * wanted.std() and np.abs(error).max() < 0.2 * wanted.std()
+    assert error.std() < 0.02 * wanted.std() and np.abs(error).max() < 0.1 * wanted.std()
 
 
 def test_a_flat_normal_map_is_no_relief():

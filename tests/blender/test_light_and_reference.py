@@ -170,6 +170,14 @@ folder, request = job_of()
 pixels = dots_are_where_the_view_says(folder, request, 4.0)
 assert request.reference == "reference.png" and 0.3 < pixels[..., 3].mean() <= 1
 
+# A picture that is narrower than the view fills its height.
+whole = reference.pixels(cube.patina.reference.image)
+narrow = bpy.data.images.new("narrow", 400, 360, alpha=True)
+narrow.pixels.foreach_set(np.ascontiguousarray(whole[::-1, 120:520]).ravel())
+assert (whole[..., 0] > 0.9).sum() == (whole[:, 120:520, 0] > 0.9).sum(), "all dots are in it"
+cube.patina.reference.image = narrow
+dots_are_where_the_view_says(*job_of(), 4.0)
+
 # What the object does afterwards takes the view along; a parallel view is taken for a far one.
 cube.location, cube.rotation_euler = (5, 5, 5), (1, 1, 1)
 folder, again = job_of()
