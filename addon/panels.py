@@ -158,8 +158,8 @@ def _draw_left(layout, obj) -> None:
         box = layout.box().column(align=True)
         words = {"paused": _("Paused at {share}"), "interrupted": _("Interrupted at {share}"), "done": _("Finished")}
         box.label(text=one.place.request.prompt, translate=False, icon="RECOVER_LAST")
+        box.label(text=words[one.ending].format(share=f"{one.fraction:.0%}"), translate=False, icon="BLANK1")
         row = box.row()
-        row.label(text=words[one.ending].format(share=f"{one.fraction:.0%}"), translate=False)
         text = _("Apply") if one.ending == "done" else _("Resume")
         row.operator("patina.resume", text=text, translate=False, icon="PLAY").run = one.place.run
         row.operator("patina.discard", text="", icon="TRASH").run = one.place.run

@@ -30,6 +30,8 @@ _INSIDE = """
 import traceback
 scene = bpy.context.scene
 scene.patina.texture_size, scene.patina.steps = "512", 60
+stored = bpy.context.preferences.addons["bl_ext.user_default.patina"].preferences
+stored.data_folder = STATE + "-data"  # no run of another time is left there
 panels = {name.removeprefix("PATINA_PT_"): getattr(bpy.types, name) for name in dir(bpy.types)
           if name.startswith("PATINA_PT_") and name != "PATINA_PT_main"}
 there = set(panels)
@@ -39,7 +41,7 @@ def only(*shown):  # of the sub-panels, all of them open
             bpy.utils.unregister_class(cls)
             there.remove(name)
         if name in shown:
-            cls.bl_options = set()
+            cls.bl_options, cls.bl_idname = set(), f"PATINA_PT_{name}_open"  # anew, or it stays closed
             bpy.utils.register_class(cls)
             there.add(name)
 def do():

@@ -240,7 +240,9 @@ class Window:
 
     def type(self, text: str) -> None:
         self._do("xdotool", "key", "ctrl+a")
+        time.sleep(1.0)  # the hand obeys in its own time, this one at once
         self._do("xdotool", "type", "--delay", "60", text)
+        time.sleep(0.3)
         self._do("xdotool", "key", "Return")
 
     def key(self, name: str) -> None:
