@@ -36,8 +36,7 @@ class PATINA_OT_generate(StartsRuns, bpy.types.Operator):
 
 
 class PATINA_OT_generate_atlas(StartsRuns, bpy.types.Operator):
-    """Make one material with one set of maps for all selected mesh objects, from the prompt of the active one; each
-    gets a new UV layer"""
+    """Make one set of maps for all selected mesh objects, from the prompt of the active one, in new UV layers"""
 
     bl_idname = "patina.generate_atlas"
     bl_label = "One Shared Atlas"

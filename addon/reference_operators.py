@@ -52,8 +52,7 @@ class PATINA_OT_reference_paste(_OfAMesh, bpy.types.Operator):
 
 
 class PATINA_OT_reference_render(_OfAMesh, bpy.types.Operator):
-    """Take the last render, as the scene's view transform shows it, as the reference, and the scene's camera as its
-    view"""
+    """Take the last render, as the view transform shows it, as the reference, and the scene's camera as its view"""
 
     bl_idname = "patina.reference_render"
     bl_label = "From Render"
@@ -71,8 +70,7 @@ class PATINA_OT_reference_render(_OfAMesh, bpy.types.Operator):
 
 
 class PATINA_OT_reference_view(_OfAMesh, bpy.types.Operator):
-    """Say that the picture was taken as this 3D view sees the object now; the picture is taken to fit the view, or the
-    camera's frame when looking through it"""
+    """Say that the picture was taken as this 3D view, or the camera it looks through, sees the object now"""
 
     bl_idname = "patina.reference_view"
     bl_label = "Use Viewport Camera"
