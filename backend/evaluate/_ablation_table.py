@@ -122,7 +122,7 @@ def document(told: dict, configurations: Iterable[Named], wanted_each: int) -> s
 
 
 def _listed(rows: Sequence[dict], key: str) -> str:
-    return ", ".join(dict.fromkeys(str(row[key]) for row in rows))
+    return ", ".join(dict.fromkeys(str(row[key]) for row in rows)) or "none yet"
 
 
 def _table(rows: Sequence[dict], chosen: Sequence[Named], beside: str) -> str:
