@@ -131,7 +131,6 @@ PICTURES = (
         height=560,
         after="scene.patina.steps = 60",
     ),
-    Picture("error", ("unknown",), "only()", height=620, after="obj.patina.prompt = 'rusty iron'"),
     Picture(
         "several",
         code="""
@@ -165,6 +164,7 @@ obj.data.materials.append(bpy.data.materials.new('Skin'))
         after="bpy.context.preferences.view.language = 'en_US'",
     ),
     Picture("doctor", code=_PREFERENCES + "bpy.ops.patina.doctor()", view=True, after="sidebar()[1].type = 'VIEW_3D'"),
+    Picture("error", ("unknown",), "only()", height=620),
 )
 
 

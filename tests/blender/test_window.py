@@ -84,17 +84,17 @@ def test_variants_are_shown_pinned_refined_and_deleted_by_mouse(blender_window):
     assert second != first
     blender_window.press(f'patina.variant_show(run="{first}")', 0.75)
     blender_window.wait(lambda said: said["shown"] == first, 30)
-    blender_window.press(f'patina.variant_pin(run="{first}")', 0.97)
+    blender_window.press(f'patina.variant_pin(run="{first}")', 0.9)
     blender_window.wait(lambda said: [v[3] for v in said["variants"]] == [True, False], 30)
     blender_window.press("patina.refine")
     third = _made(blender_window, 3)["shown"]
     assert third not in (first, second)
-    blender_window.press("patina.variant_clean", 0.97)
+    blender_window.press("patina.variant_clean", 0.9)
     time.sleep(1)
     blender_window.key("Return")
     said = blender_window.wait(lambda said: len(said["variants"]) == 2, 30)
     assert {v[1] for v in said["variants"]} == {first, third} and said["shown"] == third
-    blender_window.press("patina.variant_delete", 0.97)
+    blender_window.press("patina.variant_delete", 0.9)
     time.sleep(1)
     blender_window.key("Return")
     said = blender_window.wait(lambda said: len(said["variants"]) == 1, 30)
