@@ -22,10 +22,10 @@ from . import job
 SETTINGS = (
     "as often as you like. Of the guidance: guidance_scale_end=W, rescale=0..1, threshold_percentile=0.95, "
     "threshold_bound=1.5, perp_neg=true, highest=START,END and lowest=START,END (timesteps as shares), "
-    "anneal=sqrt|linear, weighting=uniform, k_steps=4, reuse=1, inversion_scale=-7.5, inversion_steps=10, "
-    "inversion_noise=0.3, joint_views=true, staging=own|dreamfusion, latent_steps=400, deep_image_prior=true; of "
-    "four views: grid_start=render|blob, grid_strength=0.95, grid_steps=30. Of memory: rows=4 (pictures seen at once; "
-    "fewer take less), offload=auto|never|parts|blocks (what leaves the device while other parts of the model work), "
+    "anneal=sqrt|linear, stratified=false, weighting=uniform, shadows=auto|on|off (of the mesh on itself), k_steps=4, "
+    "reuse=1, inversion_scale=-7.5, inversion_steps=10, inversion_noise=0.3, joint_views=true, latent_steps=400, "
+    "staging=own|dreamfusion, deep_image_prior=true; of four views: grid_start=render|blob, grid_strength=0.95, "
+    "grid_steps=30. Of memory: rows=4 (pictures seen at once; fewer take less), offload=auto|never|parts|blocks (what leaves the device while other parts of the model work), "
     "attention_slicing=true, vae_tiling=true. Of a reference picture: clip_model=FOLDER, clip_strength=0.1"
 )
 

@@ -22,8 +22,7 @@ zebra were taken for mixtures and rust for metal (how a run starts); maps were n
 metallic crept up in dark patterns (what hardly shows moves slowly), and the inside of the vase stayed blurred (a larger
 rate); marble was flat (the prior's field had not learnt its veins). The judge of patterns was changed too: it learns
 each pattern on the very shape it judges, because one that learnt on other shapes ranked the generator's own checks and
-marble on the thin knot second to fifth; by that judge the maps of the run before found 10 of 13. The judgement under
-Cycles is from an earlier run.
+marble on the thin knot second to fifth; by that judge the maps of the run before found 10 of 13.
 """
 
 

@@ -58,7 +58,7 @@ def test_it_learns_structure_before_noise():
         found = whole(taught(wanted, 60)[0])
         left.append(float(((found - wanted) ** 2).mean() / (wanted**2).mean()))
     print(f"left of a smooth target {left[0]:.3f}, of noise {left[1]:.3f}")
-    assert left[0] < 0.1 and left[1] > 5 * left[0]
+    assert left[0] < 0.2 and left[1] > 3 * left[0]
 
 
 def test_a_checkpoint_holds_all_of_it():

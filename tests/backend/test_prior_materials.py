@@ -103,6 +103,8 @@ def test_materials_are_what_their_names_say():
 def test_held_out_prompts_are_never_drawn():
     generator = torch.Generator().manual_seed(0)
     drawn = {random_prompt(generator) for _ in range(3000)}
+    often = [random_prompt(generator, ("marble",)).material for _ in range(400)]
+    assert 0.4 < often.count("marble") / 400 < 0.65
     assert not drawn & HELD_OUT_PROMPTS and len(drawn) > 500
 
 
@@ -112,7 +114,7 @@ def test_the_field_learns_words_and_goes_on_where_it_stopped(tmp_path, monkeypat
     monkeypatch.setattr(
         fit_field,
         "random_prompt",
-        lambda g: materials.Prompt(list(wanted)[int(torch.randint(2, (), generator=g))]),
+        lambda g, often: materials.Prompt(list(wanted)[int(torch.randint(2, (), generator=g))]),
     )
     monkeypatch.setattr(fit_field, "PROMPTS", 16)
     monkeypatch.setattr(fit_field, "time", clock(0.03))
@@ -136,7 +138,7 @@ def shard():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         field = MaterialField(len(WORDS))
-    bench = pictures.Bench(np.random.default_rng(0), torch.Generator().manual_seed(0), ggx_tables.load(), field)
+    bench = pictures.Bench(np.random.default_rng(0), torch.Generator().manual_seed(0), ggx_tables.load(), field, 64)
     return pictures.pictures_of_shape("boxes", bench)
 
 
@@ -151,14 +153,16 @@ def test_training_pictures_show_the_object_and_nothing_outside(shard):
 
 
 def test_training_learns_and_goes_on_where_it_stopped(shard, tmp_path, monkeypatch):
-    monkeypatch.setattr(train.network, "new_unet", lambda build=train.network.new_unet: build((32, 32, 32)))
+    build = train.network.new_unet
+    monkeypatch.setattr(train.network, "new_unet", lambda *_, size=64: build((32, 32, 32), size=size))
     monkeypatch.setattr(train, "time", clock(0.1))
     data = tmp_path / "data"
     data.mkdir()
     np.savez(data / "000.npz", **shard.__dict__)
     options = dict(
-        data=data, state=tmp_path, batch=8, lr=3e-3, seed=0, capacity=80, device="cpu", export=None, field=None
-    )
+        data=data, state=tmp_path, batch=8, lr=3e-3, seed=0, capacity=80, device="cpu", export=None, field=None,
+        size=64, widths=(96, 128, 128), highest=1.0,
+    )  # fmt: skip
     with torch.random.fork_rng():
         train.train(train.argparse.Namespace(**options, minutes=0.1))
         before = json.loads((tmp_path / "facts.json").read_text())["step"]
