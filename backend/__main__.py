@@ -25,8 +25,9 @@ SETTINGS = (
     "anneal=sqrt|linear, stratified=false, weighting=uniform, shadows=auto|on|off (of the mesh on itself), k_steps=4, "
     "reuse=1, inversion_scale=-7.5, inversion_steps=10, inversion_noise=0.3, joint_views=true, latent_steps=400, "
     "staging=own|dreamfusion, deep_image_prior=true; of four views: grid_start=render|blob, grid_strength=0.95, "
-    "grid_steps=30. Of memory: rows=4 (pictures seen at once; fewer take less), offload=auto|never|parts|blocks (what leaves the device while other parts of the model work), "
-    "attention_slicing=true, vae_tiling=true. Of a reference picture: clip_model=FOLDER, clip_strength=0.1"
+    "grid_steps=30. Of memory: rows=4 (pictures seen at once; fewer take less), offload=auto|never|parts|blocks (what "
+    "leaves the device while other parts of the model work), attention_slicing=true, vae_tiling=true. Of a reference "
+    "picture: clip_model=FOLDER, clip_strength=0.1"
 )
 
 

@@ -3,8 +3,7 @@
 
 A `Sky` holds one parallel depth map a direction. For the points of a G-buffer it says which directions are open;
 that share of the world's light arrives (diffuse by the cosine, glossy by the lobe), and suns are open or not.
-Light that comes by way of other surfaces is not counted. The shares are constants to the maps: they change slowly
-with roughness and normal, and their derivatives would cost gigabytes. Knows geometry and directions; no textures.
+Light that comes by way of other surfaces is not counted. Knows geometry and directions; no textures.
 """
 
 from __future__ import annotations
@@ -40,11 +39,13 @@ class Sky:
 @dataclass(frozen=True)
 class Openness:
     """For N points: sky (N, K) share 0..1 of each direction of `direction` (K, 3) that is open, and suns (N, S)
-    the same for the suns of the point's picture. One of the two may be None: all open."""
+    the same for the suns of the point's picture. One of the two may be None: all open. `frozen`: the shares are
+    constants to the maps; they change slowly with roughness and normal, and their derivatives cost gigabytes."""
 
     direction: Tensor
     sky: Tensor | None
     suns: Tensor | None
+    frozen: bool = False
 
 
 def even_directions(count: int = SKY_DIRECTIONS) -> Tensor:
@@ -109,16 +110,14 @@ def opened(sky: Sky, gbuffer: GBuffer, lights: Lights) -> tuple[Lights, Openness
     """The lights with every sun moved to the nearest direction of the sky, and what of them reaches the points."""
     lights, index = snapped(lights, sky)
     share = open_share(sky, gbuffer.position, gbuffer.geometric_normal)
-    return lights, Openness(sky.direction, share, share.gather(1, index[gbuffer.view]))
+    return lights, Openness(sky.direction, share, share.gather(1, index[gbuffer.view]), frozen=True)
 
 
-@torch.no_grad()
 def diffuse_share(openness: Openness, gbuffer: GBuffer, normal: Tensor, lights: Lights) -> Tensor:
     """(N, 3 rgb) share of the world's irradiance on `normal` (N, 3) that arrives."""
     return _share(openness, gbuffer, lights, lambda part: (normal[part] @ openness.direction.T).clamp(min=0))
 
 
-@torch.no_grad()
 def glossy_share(openness: Openness, gbuffer: GBuffer, normal: Tensor, roughness: Tensor, lights: Lights) -> Tensor:
     """(N, 3 rgb) share of the world's light in the lobe of `roughness` (N,) about `normal` (N, 3) that arrives."""
     alpha2 = (roughness**2).clamp(min=NARROWEST_ALPHA)[:, None] ** 2
@@ -143,12 +142,13 @@ def _share(openness: Openness, gbuffer: GBuffer, lights: Lights, weights) -> Ten
         return torch.ones_like(gbuffer.position)
     count = len(openness.direction)
     shares = []
-    for picture, part in _pictures(gbuffer.view):
-        index = torch.full((count,), picture, device=gbuffer.view.device)
-        light = radiance(lights, index, openness.direction).clamp(min=0)
-        weight = weights(part)
-        whole = weight @ light
-        shares.append((weight * openness.sky[part].to(weight.dtype)) @ light / whole.clamp(min=1e-9))
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not openness.frozen):
+        for picture, part in _pictures(gbuffer.view):
+            index = torch.full((count,), picture, device=gbuffer.view.device)
+            light = radiance(lights, index, openness.direction).clamp(min=0)
+            weight = weights(part)
+            whole = weight @ light
+            shares.append((weight * openness.sky[part].to(weight.dtype)) @ light / whole.clamp(min=1e-9))
     return torch.cat(shares) if shares else torch.ones_like(gbuffer.position)
 
 

@@ -84,3 +84,14 @@ def test_who_renders_with_shadows(tmp_path, monkeypatch, wish, paints_shadows, e
 def test_an_unknown_wish_is_told():
     with pytest.raises(ValueError, match="Shadows are “auto”, “on” or “off”, not “dark”"):
         replace(recovery.plan_for(8, 8).options, shadows="dark")
+
+
+def test_the_optimisers_shares_are_constants_to_the_maps():
+    mesh = SHAPES["torus"](24, 12)
+    pool = views.new_pool(Triangles.of(mesh), torch.ones(len(mesh.positions)), 24, torch.Generator().manual_seed(0))
+    gbuffer, lights = pool.gbuffer([0]), pool.lights(1, torch.Generator().manual_seed(0))
+    lights, frozen = occlusion.opened(look_from(pool.triangles, even_directions(24)), gbuffer, lights)
+    for openness, told in ((frozen, False), (replace(frozen, frozen=False), True)):
+        roughness = torch.full((len(gbuffer.view),), 0.5, requires_grad=True)
+        share = occlusion.glossy_share(openness, gbuffer, gbuffer.normal, roughness, lights)
+        assert share.requires_grad == told
