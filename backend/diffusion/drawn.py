@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -99,13 +100,24 @@ def _kind(family: type, part: str) -> type:
     return getattr(diffusers, kinds[part])
 
 
+@cache
+def cosine_schedule() -> DDPMScheduler:
+    """DeepFloyd IF's."""
+    return DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+
+
+@cache
+def latent_schedule() -> DDPMScheduler:
+    """Stable Diffusion's."""
+    return DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+
+
 def _schedulers(family: type) -> dict[str, object]:
     if family is KleinModel:
         return {"scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)}
     if issubclass(family, PixelModel):
-        cosine = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
-        return {"scheduler": cosine, "image_noising_scheduler": cosine}
-    return {"scheduler": DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)}
+        return {"scheduler": cosine_schedule(), "image_noising_scheduler": cosine_schedule()}
+    return {"scheduler": latent_schedule()}
 
 
 def _if_blocks(widths: tuple[int, ...], kinds: str) -> dict[str, object]:

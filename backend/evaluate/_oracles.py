@@ -10,14 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from .. import ggx_tables, lighting, material, optimisation, views
-from ..diffusion import conversions
+from ..diffusion import conversions, drawn
 from ..diffusion.interface import Denoiser, Prediction, Scene
 from ..diffusion.view_words import VIEWS, view_shares
 from ..distillation import published
@@ -39,15 +37,10 @@ COLOURS = dict(
 )  # display values
 
 
-@cache
-def _schedule(**settings: object) -> Tensor:
-    return DDPMScheduler(**settings).alphas_cumprod
-
-
 # alpha_bar by timestep, and pixels to a side that one latent stands for.
 FAMILIES: dict[str, tuple[Callable[[], Tensor], int]] = {
-    "pixels (IF)": (lambda: _schedule(beta_schedule="squaredcos_cap_v2"), 1),
-    "latents (SD)": (lambda: _schedule(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012), 8),
+    "pixels (IF)": (lambda: drawn.cosine_schedule().alphas_cumprod, 1),
+    "latents (SD)": (lambda: drawn.latent_schedule().alphas_cumprod, 8),
     "flow (SD3)": (lambda: conversions.flow_alpha_bar(conversions.shifted(1000, 3.0)), 8),
 }
 
