@@ -117,7 +117,7 @@ bpy.app.timers.register(note)
         opened.wait(lambda said: said["file"], 30)
         _generate(opened, "endless red")
         opened.wait(lambda said: said["step"] > 5, 60)
-        opened.press("patina.pause", 0.68)
+        opened.press("patina.pause", 0.54)
         said = opened.wait(lambda said: not said["busy"], 60)
         assert "Paused at" in said["message"], said
         opened.press("patina.resume", 0.3)
