@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from .test_real_program import BLENDER, _blender, installed  # noqa: F401  (a fixture)
+from .test_real_program import BLENDER, _blender, fresh_user, installed  # noqa: F401  (fixtures)
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not BLENDER, reason="no blender found: set $BLENDER")]
 
