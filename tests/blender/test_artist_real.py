@@ -42,7 +42,7 @@ print("world", pixels[200:].mean(), pixels[:50].mean(), pixels.max())
 assert request.panoramas == "lights" and pixels[150:].mean() > 2 * pixels[:100].mean() and np.isfinite(pixels).all()
 scene.patina.light.source = "NEUTRAL"
 
-scene.render.engine, scene.cycles.samples = "CYCLES", 1
+scene.render.engine, scene.cycles.samples, scene.cycles.use_denoising = "CYCLES", 1, False
 scene.render.resolution_x, scene.render.resolution_y = 96, 64
 files = scene.render.image_settings
 if hasattr(files, "media_type"): files.media_type = "MULTI_LAYER_IMAGE"
