@@ -76,14 +76,19 @@ def find(run: str) -> dict[str, bpy.types.Image]:
     return {image[MAP_KEY]: image for image in bpy.data.images if image.get(RUN_KEY) == run and MAP_KEY in image}
 
 
-def texels(image: bpy.types.Image) -> np.ndarray:
-    """What the image shows now: (H, W, C) in 0..1 as stored, row 0 at the top; C is 1 or 3. Raises RuntimeError."""
+def pixels(image: bpy.types.Image) -> np.ndarray:
+    """All that Blender holds of the image: (H, W, channels) floats, row 0 at the top. Raises RuntimeError."""
     width, height = image.size
     if not width or not height:
         raise RuntimeError(f"The image {image.name} cannot be read: {bpy.path.abspath(image.filepath)}")
     values = np.empty(width * height * image.channels, np.float32)
     image.pixels.foreach_get(values)
-    values = values.reshape(height, width, image.channels)[::-1]
+    return values.reshape(height, width, image.channels)[::-1]
+
+
+def texels(image: bpy.types.Image) -> np.ndarray:
+    """What the image shows now: (H, W, C) in 0..1 as stored, row 0 at the top; C is 1 or 3. Raises RuntimeError."""
+    values = pixels(image)
     if image.is_float and not image.colorspace_settings.is_data:  # Blender decodes those when it reads them
         values = display(values)
     return values[..., :1] if image.get(MAP_KEY) in ("metallic", "roughness") else values[..., :3]

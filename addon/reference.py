@@ -98,12 +98,10 @@ def prepare(
 
 def pixels(image: bpy.types.Image) -> np.ndarray:
     """(H, W, 4) display values and alpha in 0..1, row 0 at the top. Raises ReferenceProblem."""
-    width, height = image.size
-    if not width or not height:
-        raise ReferenceProblem(f"The reference picture {image.name} cannot be read. Choose another one.")
-    values = np.empty(width * height * image.channels, np.float32)
-    image.pixels.foreach_get(values)
-    values = values.reshape(height, width, image.channels)[::-1]
+    try:
+        values = images.pixels(image)
+    except RuntimeError as error:
+        raise ReferenceProblem(f"The reference picture {image.name} cannot be read. Choose another one.") from error
     color = values[..., :3] if image.channels >= 3 else np.repeat(values[..., :1], 3, axis=-1)
     if image.is_float and not image.colorspace_settings.is_data:
         color = images.display(color)

@@ -94,10 +94,6 @@ def work():
         region = next(region for region in area.regions if region.type == "WINDOW")
         space, cube = area.spaces.active, bpy.data.objects["Cube"]
         space.show_region_ui = True
-        for side in area.regions:
-            if side.type == "UI" and hasattr(side, "active_panel_category"):
-                try: side.active_panel_category = "Patina"
-                except (AttributeError, TypeError): pass
         with bpy.context.temp_override(window=window, area=area, region=region, object=cube, active_object=cube):
             assert bpy.ops.patina.reference_view.poll()
             assert bpy.ops.patina.reference_view() == {"FINISHED"}
@@ -131,6 +127,16 @@ def work():
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(3)
+def to_the_front():
+    "A sidebar that was not drawn yet has no tabs to choose from; before 5 none can be chosen."
+    area = next(area for area in bpy.context.window_manager.windows[0].screen.areas if area.type == "VIEW_3D")
+    side = next(region for region in area.regions if region.type == "UI")
+    if bpy.app.version >= (5, 0) and side.active_panel_category != "Patina":
+        try: side.active_panel_category = "Patina"
+        except TypeError: pass
+    area.tag_redraw()
+    return 0.5
+bpy.app.timers.register(to_the_front, first_interval=4.0)
 def done():
     print("drawn", sorted(drawn), flush=True)
     print("scenario ended", flush=True)
