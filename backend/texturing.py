@@ -18,6 +18,7 @@ from . import (
     held,
     material,
     models,
+    occlusion,
     optimisation,
     picture,
     planning,
@@ -110,18 +111,27 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
 
 def _new_pool(
     request: TextureRequest, job: JobFolder, plan: Plan, triangles: Triangles, mask: torch.Tensor, model: Denoiser,
-    clip: Clip | None,
+    clip: Clip | None, first: views.ViewPool | None = None,
 ) -> views.ViewPool:  # fmt: skip
     generator = torch.Generator().manual_seed(plan.seed)
-    options = plan.options
-    # A model that paints without knowing the light paints shadows too; what we do not render would stay in the maps.
-    shadows = options.shadows == "on" or (options.shadows == "auto" and not getattr(model, "sees_geometry", True))
-    pool = views.new_pool(triangles, mask, plan.render_size, generator, request.rasterizer, options.staging, shadows)
+    sky = _sky(plan, model, triangles, first.sky if first is not None else None)
+    pool = views.new_pool(
+        triangles, mask, plan.render_size, generator, request.rasterizer, plan.options.staging, sky
+    )  # fmt: skip
     if request.reference:
         seen = job.path / request.reference
         strength = planning.likeness_of(request).clip_strength
         pool.reference = reference.new(seen, request.reference_view, triangles, plan.render_size, clip, strength)
     return pool
+
+
+def _sky(plan: Plan, model: Denoiser, triangles: Triangles, known: occlusion.Sky | None) -> occlusion.Sky | None:
+    """What the mesh hides from itself, where that counts: a model that paints without knowing the light paints shadows
+    too, and what is not rendered of them would stay in the maps. `known`: it, where it is made already."""
+    wish = plan.options.shadows
+    if wish == "off" or (wish == "auto" and getattr(model, "sees_geometry", True)):
+        return None
+    return occlusion.look_from(triangles, occlusion.even_directions()) if known is None else known
 
 
 def _second_run(first: Run, model: Denoiser) -> Run:
@@ -132,7 +142,7 @@ def _second_run(first: Run, model: Denoiser) -> Run:
     state.held = first.state.held
     mask = torch.from_numpy(first.mesh.face_mask)
     clip = first.pool.reference.clip if first.pool.reference is not None else None
-    pool = _new_pool(first.request, first.job, plan, first.pool.triangles, mask, model, clip)
+    pool = _new_pool(first.request, first.job, plan, first.pool.triangles, mask, model, clip, first.pool)
     pool.environments = first.pool.environments
     first.later = plan.steps
     return replace(first, plan=plan, state=state, pool=pool, model=model, earlier=first.plan.steps, later=0)

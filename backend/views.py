@@ -13,7 +13,7 @@ from . import cameras, dreamfusion, surroundings
 from .cameras import Cameras
 from .diffusion.interface import Scene
 from .lighting import Lights, sample
-from .occlusion import Sky, even_directions, look_from, opened
+from .occlusion import Sky, opened
 from .panoramas import Environment
 from .rasterize import GBuffer, Triangles, Visibility, gather, look
 from .rasterizers import Rasterizer, pick
@@ -97,10 +97,10 @@ def new_pool(
     generator: torch.Generator,
     rasterizer: str = "auto",
     staging: str = "own",
-    shadows: bool = False,
+    sky: Sky | None = None,
 ) -> ViewPool:
     """Cameras round the mesh, by distillation.Options' `staging`; close-ups aim at points spread evenly over the area
-    that may change. `shadows`: the mesh hides light from itself."""
+    that may change. `sky`: what the mesh hides from itself."""
     corners = triangles.positions
     area = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).norm(dim=1) * face_mask
     # multinomial takes at most 2^24 weights; bounds by cumulative area take any number.
@@ -112,5 +112,4 @@ def new_pool(
     close = cameras.sample_close(CLOSE_VIEWS, corners[face].mean(1), triangles.normals[face].mean(1), generator)
     together = Cameras(*(torch.cat(p) for p in zip(full.__dict__.values(), close.__dict__.values(), strict=True)))
     chosen = pick(corners, rasterizer)
-    sky = look_from(triangles, even_directions()) if shadows else None
     return ViewPool(triangles, together, FULL_VIEWS, size, torch.zeros(len(area), dtype=torch.bool), chosen, sky=sky)

@@ -50,7 +50,8 @@ def darkness_inside(shadows: bool) -> float:
     mesh = SHAPES["torus"](32, 16)
     triangles, generator = Triangles.of(mesh), torch.Generator().manual_seed(0)
     plan = recovery.plan_for(32, 32, steps=40)
-    pool = views.new_pool(triangles, torch.ones(len(mesh.positions)), 32, generator, shadows=shadows)
+    sky = look_from(triangles, even_directions()) if shadows else None
+    pool = views.new_pool(triangles, torch.ones(len(mesh.positions)), 32, generator, sky=sky)
     fine = look_from(triangles, even_directions(200))
     painter = Painter(torch.zeros(7, 1, 1), 32, TABLES, triangles=triangles, fine=fine)
     state = optimisation.new_state(plan, torch.device("cpu"))
@@ -95,3 +96,12 @@ def test_the_optimisers_shares_are_constants_to_the_maps():
         roughness = torch.full((len(gbuffer.view),), 0.5, requires_grad=True)
         share = occlusion.glossy_share(openness, gbuffer, gbuffer.normal, roughness, lights)
         assert share.requires_grad == told
+
+
+def test_a_second_stage_takes_the_sky_that_is_there():
+    triangles = Triangles.of(SHAPES["torus"](8, 6))
+    model, plan = known.Oracle(torch.zeros(7, 1, 1), 32, TABLES), recovery.plan_for(32, 32)
+    plan = replace(plan, options=replace(plan.options, shadows="on"))
+    sky = look_from(triangles, even_directions(4), 16)
+    assert texturing._sky(plan, model, triangles, sky) is sky
+    assert texturing._sky(plan, model, triangles, None) is not None
