@@ -24,6 +24,7 @@ import functools
 import json
 import math
 import os
+import time
 import types
 import typing
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ REFERENCE_VIEW = {
 STARTS = ("uniform", "four_views", "latent_paint")  # what a run begins with; guidance “none” leaves it at that
 CONTROL_KINDS = ("depth", "normal")
 BUILT_IN_MODEL = "built-in"
+LOCK_PATIENCE_S = 2.0  # for an attempt that has ended to give its job's lock back
 
 # mesh.npz: name -> (shape behind the triangle axis, dtype). Corners of the triangulated evaluated
 # mesh in object space with the object's scale applied, Blender units, +Z up, front is -Y.
@@ -543,6 +545,14 @@ def take_lock(path: Path, content: str) -> int | None:
     with contextlib.suppress(OSError):  # a full disk: the lock holds, only its holder stays unnamed
         os.ftruncate(descriptor, 0)
         os.write(descriptor, content.encode())
+    return descriptor
+
+
+def take_job_lock(path: Path, content: str) -> int | None:
+    """`take_lock` for a job: an attempt that has said its last word may need a moment to give its lock back."""
+    end = time.monotonic() + LOCK_PATIENCE_S
+    while (descriptor := take_lock(path, content)) is None and time.monotonic() < end:
+        time.sleep(0.05)
     return descriptor
 
 

@@ -77,7 +77,7 @@ def run_job(
     events = _EventFile(attempt_folder, watch)
     lock = None
     try:
-        lock = protocol.take_lock(job.lock, _who_we_are())
+        lock = protocol.take_job_lock(job.lock, _who_we_are())
         if lock is None:
             locked = protocol.Failed("locked", f"This job is already running: {_holder(job.lock)}.", HINTS["locked"])
             return events.end(locked)

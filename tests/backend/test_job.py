@@ -465,6 +465,18 @@ def test_two_processes_never_run_one_job(backend, new_job):
     assert isinstance(events_of(folder.attempts()[2])[0], protocol.Started) and third.poll() is None
 
 
+def test_an_attempt_that_gives_its_lock_back_late_is_waited_for(backend, new_job):
+    folder = new_job()
+    held = protocol.take_lock(folder.lock, "the attempt before, tidying up")
+    process = backend(SLOW, "run", folder.path)
+    wait_for(lambda: folder.attempts())
+    time.sleep(0.5)
+    assert process.poll() is None and not folder.attempts()[0].events.exists()
+    protocol.release_lock(held)
+    wait_for(lambda: folder.attempts()[0].events.exists() and events_of(folder.attempts()[0]))
+    assert isinstance(events_of(folder.attempts()[0])[0], protocol.Started)
+
+
 def test_ctrl_c_pauses_in_a_terminal(backend, new_job):
     folder = new_job()
     process = backend(SLOW, "run", folder.path)

@@ -74,7 +74,7 @@ def run_job(command) -> None:
 
     if "silent" in words:
         time.sleep(600)
-    lock = protocol.take_lock(job.lock, f"process {os.getpid()}")
+    lock = protocol.take_job_lock(job.lock, f"process {os.getpid()}")
     if lock is None:
         say(protocol.Failed("locked", "This job is already running.", "Wait for it."))
         return
