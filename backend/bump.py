@@ -14,6 +14,8 @@ import math
 import torch
 from torch import Tensor
 
+from .lookup import read_table
+
 TILT_STEPS = 33  # of the diffuse table: 1 - cos(tilt) from 0 to TILT_LAST
 TILT_LAST = 0.75
 LOST_SIZE = (16, 16, 17)  # roughness, view cosine, lean of the surface
@@ -71,15 +73,9 @@ def lost_share(table: Tensor, roughness: Tensor, cos_view: Tensor, surface: Tens
     aside = (surface[:, 0] ** 2 + surface[:, 1] ** 2).clamp(min=1e-12).sqrt()
     lean = torch.atan2(aside, surface[:, 2].clamp(min=0.1)) / math.radians(LEAN_LAST_DEG)
     cosine = (surface[:, 0] / aside)[:, None]
-
-    def read(part: Tensor, along: Tensor) -> Tensor:
-        place = torch.stack((along * 2 - 1, cos_view.clamp(0, 1) * 2 - 1, roughness.clamp(0, 1) * 2 - 1), dim=1)
-        grid = place.view(1, -1, 1, 1, 3)
-        found = torch.nn.functional.grid_sample(part[None], grid, padding_mode="border", align_corners=True)
-        return found[0, :, :, 0, 0].T
-
-    towards, away = read(table[:3], 0.5 + 0.5 * lean), read(table[:3], 0.5 - 0.5 * lean)
-    share = cosine**2 * (towards + away) / 2 + cosine * (towards - away) / 2 + (1 - cosine**2) * read(table[3:], lean)
+    place = torch.stack((lean, cos_view, roughness), dim=1).view(1, -1, 1, 1, 3)
+    towards, away, across = read_table(table, place).split(3, dim=1)
+    share = cosine**2 * (towards + away) / 2 + cosine * (towards - away) / 2 + (1 - cosine**2) * across
     return share.clamp(0, 1)
 
 
@@ -104,19 +100,20 @@ def integrate_diffuse() -> Tensor:
 
 
 def integrate_lost(lobe_samples) -> Tensor:
-    """(6, *LOST_SIZE) for lost_share. `lobe_samples(roughness, cos_view)` gives directions (M, 3) in the frame
-    normal, towards the camera, across as (t, b, n) columns, and weights (3, M) by Fresnel weight."""
+    """(9, *LOST_SIZE) for lost_share: leans towards the camera, away from it and across, by Fresnel weight.
+
+    `lobe_samples(roughness, cos_view)` gives directions (M, 3) in the frame normal, towards the camera, across as
+    (t, b, n) columns, and weights (3, M).
+    """
     roughnesses, cosines, leans = LOST_SIZE
-    last = math.radians(LEAN_LAST_DEG)
-    table = torch.zeros(6, *LOST_SIZE, dtype=torch.float64)
-    signed = torch.linspace(-last, last, leans, dtype=torch.float64)
-    positive = torch.linspace(0, last, leans, dtype=torch.float64)
+    table = torch.zeros(9, *LOST_SIZE, dtype=torch.float64)
+    lean = torch.linspace(0, math.radians(LEAN_LAST_DEG), leans, dtype=torch.float64)
     for i in range(roughnesses):
         for j in range(cosines):
             light, weights = lobe_samples(max(i / (roughnesses - 1), 1e-2), max(j / (cosines - 1), 1e-3))
             total = weights.sum(1).clamp(min=1e-12)
             for k in range(leans):
-                for first, angle, axis in ((0, signed[k], 0), (3, positive[k], 1)):
-                    below = light[:, axis] * torch.sin(angle) + light[:, 2] * torch.cos(angle) <= 0
+                for first, aside in ((0, light[:, 0]), (3, -light[:, 0]), (6, light[:, 1])):
+                    below = aside * torch.sin(lean[k]) + light[:, 2] * torch.cos(lean[k]) <= 0
                     table[first : first + 3, i, j, k] = (weights * below).sum(1) / total
     return table.float()

@@ -20,7 +20,10 @@ from . import lookup
 VALUES = 7
 PAIRS = [(row, column) for row in range(VALUES) for column in range(row + 1)]
 SIDE_AT_MOST = 256  # texels: what is told changes slowly over the surface
-MEMORY = 0.9  # share of the sums that stays from step to step
+MEMORY = 0.9  # share of the sums that stays from one observation to the next
+# At first every step tells; later every third, since what views and lights tell on average changes slowly. (Not every
+# second: close-ups come by turns.)
+EARLY_STEPS, EVERY = 30, 3
 # Before anything is seen, each value is taken to show this much, with the weight of this many points.
 EXPECTED, EXPECTED_POINTS = 0.3, 0.3
 # A derivative counts up to this: in the highlights of mirrors they grow to millions, and a few pixels would say all.
@@ -33,6 +36,11 @@ def nothing_told(finest: int, device: torch.device | str = "cpu") -> Tensor:
     """(1, 29, S, S): sums over points of the 28 products of derivatives, and of the points; row 0 is v = 0."""
     side = min(finest, SIDE_AT_MOST)
     return torch.zeros(1, len(PAIRS) + 1, side, side, device=device)
+
+
+def is_due(step: int) -> bool:
+    """Whether this step of a run adds to what is told: it costs a pass through the shading."""
+    return step < EARLY_STEPS or step % EVERY == 0
 
 
 @torch.no_grad()

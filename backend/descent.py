@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 MEMORY = 0.8  # share of the sums that stays from step to step
+MOST = 1.0  # points that count of one step: what a close-up saw must not be repeated for long after it
 ENOUGH = 0.1  # points (bilinear shares) from which on a texel follows its mean fully
 
 
@@ -49,7 +50,8 @@ def descend(
         if summed[index] is None:
             continue
         moves, reach = summed[index]
-        sums.moves[index].mul_(MEMORY).add_(moves)
-        sums.reach[index].mul_(MEMORY).add_(reach)
+        share = 1 / reach.clamp(min=MOST)
+        sums.moves[index].mul_(MEMORY).addcmul_(moves, share)
+        sums.reach[index].mul_(MEMORY).addcmul_(reach, share)
         parameter.mul_(1 - decays[index])
         parameter.addcdiv_(sums.moves[index], sums.reach[index] + ENOUGH, value=-rates[index])

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import bump
+from .lookup import read_table
 
 RESOLUTION = 32
 IOR = 1.5
@@ -99,16 +100,11 @@ def _lobe(roughness: float, mu: float, u1: Tensor, u2: Tensor) -> tuple[Tensor, 
 
 def lookup(tables: GgxTables, roughness: Tensor, mu: Tensor) -> tuple[Tensor, Tensor]:
     """Moments (N, 18) and average albedo (N,), bilinear; differentiable in both arguments."""
-    last = tables.moments.shape[1] - 1
-    x, y = roughness.clamp(0, 1) * last, mu.clamp(0, 1) * last
-    i, j = x.detach().floor().clamp(max=last - 1).long(), y.detach().floor().clamp(max=last - 1).long()
-    fx, fy = (x - i)[:, None], (y - j)[:, None]
-    flat = tables.moments.flatten(1).T
-    at = i * (last + 1) + j
-    low = flat[at] * (1 - fy) + flat[at + 1] * fy
-    high = flat[at + last + 1] * (1 - fy) + flat[at + last + 2] * fy
-    average = tables.albedo_average[i] * (1 - fx[:, 0]) + tables.albedo_average[i + 1] * fx[:, 0]
-    return low * (1 - fx) + high * fx, average
+    side = tables.moments.shape[1]
+    average = tables.albedo_average.view(1, side, 1).expand(1, side, side)
+    grid = torch.stack((mu, roughness), dim=1).view(1, -1, 1, 2)
+    found = read_table(torch.cat((tables.moments, average)), grid)
+    return found[:, :-1], found[:, -1]
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def from_normals(mesh: Mesh, normal: Tensor, covered: Tensor) -> tuple[Tensor, f
     full = normal.shape[0]
     size = min(full, SIZE)
     where = material.texels(mesh, size)
-    heights = _heights(mesh, where, _slopes(normal.cpu(), covered.cpu(), size))
+    _, heights = fit(mesh, where, slopes(normal.cpu(), covered.cpu(), size))
     top = float(np.abs(heights).max()) or 1e-9
     values = torch.full((size * size, 1), 0.5)
     values[where.index] = torch.from_numpy(0.5 + 0.5 * heights / top).float()[:, None]
@@ -56,25 +56,27 @@ def from_normals(mesh: Mesh, normal: Tensor, covered: Tensor) -> tuple[Tensor, f
     return nchw[0].permute(1, 2, 0), 2 * top * mesh.radius
 
 
-def _slopes(normal: Tensor, covered: Tensor, size: int) -> np.ndarray:
-    """(size * size, 2) rise along the tangent and along the bitangent."""
+def slopes(normal: Tensor, covered: Tensor, size: int) -> np.ndarray:
+    """(size * size, 2) rise along the tangent and along the bitangent, of `normal` (S, S, 3) as stored."""
     vectors = normal * 2 - 1
-    slopes = -vectors[..., :2] / vectors[..., 2:].clamp(min=1e-3)
-    slopes = torch.where(covered[..., None], slopes.clamp(-STEEPEST, STEEPEST), 0.0)
+    rise = -vectors[..., :2] / vectors[..., 2:].clamp(min=1e-3)
+    rise = torch.where(covered[..., None], rise.clamp(-STEEPEST, STEEPEST), 0.0)
     if normal.shape[0] > size:
         share = covered[None, None].float()
-        pooled = torch.nn.functional.interpolate(slopes.permute(2, 0, 1)[None], (size, size), mode="area")
+        pooled = torch.nn.functional.interpolate(rise.permute(2, 0, 1)[None], (size, size), mode="area")
         share = torch.nn.functional.interpolate(share, (size, size), mode="area")
-        slopes = (pooled / share.clamp(min=1e-6))[0].permute(1, 2, 0)
-    return slopes.reshape(-1, 2).double().numpy()
+        rise = (pooled / share.clamp(min=1e-6))[0].permute(1, 2, 0)
+    return rise.reshape(-1, 2).double().numpy()
 
 
-def _heights(mesh: Mesh, where: material.Texels, slopes: np.ndarray) -> np.ndarray:
-    """(K,) heights in object radii of the texels, each connected part about its own mean."""
+def fit(mesh: Mesh, where: material.Texels, rises: np.ndarray) -> tuple[Links, np.ndarray]:
+    """What the `rises` (S * S, 2) of `slopes` say between texels, and the heights (K,) in object radii that come
+    nearest to it, each connected part about its own mean."""
     size, index = where.size, where.index.numpy()
     triangle = where.triangle.numpy()
     position = where.position.numpy().astype(np.float64)
-    uphill = _uphill(mesh, triangle, slopes[index])
+    tangent, bitangent = axes(mesh, triangle)
+    uphill = rises[index, :1] * tangent + rises[index, 1:] * bitangent
     island = _islands(mesh)[triangle]
     node = np.full((size, size), -1, np.int64)
     node.reshape(-1)[index] = np.arange(len(index))
@@ -90,16 +92,16 @@ def _heights(mesh: Mesh, where: material.Texels, slopes: np.ndarray) -> np.ndarr
     place = np.stack((island, index // size, index % size), axis=1)
     heights = _solved(links, place)
     part = components(len(index), links.a, links.b)
-    return heights - (np.bincount(part, heights) / np.bincount(part))[part]
+    return links, heights - (np.bincount(part, heights) / np.bincount(part))[part]
 
 
-def _uphill(mesh: Mesh, triangle: np.ndarray, slopes: np.ndarray) -> np.ndarray:
-    """(K, 3) along the surface, as long as it is steep: the rise of a step is the product with it."""
+def axes(mesh: Mesh, triangle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit tangents and bitangents (K, 3) of triangles (K,)."""
     tangent, normal = mesh.tangents[..., :3].mean(1, dtype=np.float64), mesh.normals.mean(1, dtype=np.float64)
     tangent /= np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-12)
     bitangent = np.cross(normal, tangent) * mesh.tangents[:, 0, 3:]
     bitangent /= np.maximum(np.linalg.norm(bitangent, axis=1, keepdims=True), 1e-12)
-    return slopes[:, :1] * tangent[triangle] + slopes[:, 1:] * bitangent[triangle]
+    return tangent[triangle], bitangent[triangle]
 
 
 def _islands(mesh: Mesh) -> np.ndarray:

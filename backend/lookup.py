@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading images and volumes between their texels, and the transpose of it. Knows no maps."""
+"""Reading images, volumes and tables between their nodes, and the transpose of it. Knows no maps."""
 
 from __future__ import annotations
 
@@ -25,6 +25,15 @@ def read(image: Tensor, grid: Tensor) -> Tensor:
         return image.flatten()[None].expand(grid.shape[1], -1)
     values = torch.nn.functional.grid_sample(image, grid, padding_mode="border", align_corners=_ALIGN_CORNERS)
     return values.view(image.shape[1], -1).T
+
+
+def read_table(table: Tensor, place: Tensor) -> Tensor:
+    """(N, C) of a table (C, ...) at places (1, N, 1.., axes) in 0..1, last axis first; linear between its nodes."""
+    # Short of the limits by a millionth: exactly there grid_sample has no gradient, and none would lead back.
+    found = torch.nn.functional.grid_sample(
+        table[None], (place * 2 - 1) * (1 - 1e-6), padding_mode="border", align_corners=True
+    )
+    return found.flatten(2)[0].T
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ texels, not losses or cameras.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -206,6 +206,12 @@ class Texels:
     border: Tensor
     cuts: seams.Cuts
 
+    @property
+    def uv(self) -> Tensor:
+        """(K, 2) of their centres."""
+        row, column = self.index // self.size, self.index % self.size
+        return torch.stack(((column + 0.5) / self.size, 1 - (row + 0.5) / self.size), dim=1)
+
 
 def texels(mesh: Mesh, size: int, device: torch.device | str = "cpu") -> Texels:
     inside = texels_of(Triangles.of(mesh, device), size)
@@ -218,18 +224,21 @@ def texels(mesh: Mesh, size: int, device: torch.device | str = "cpu") -> Texels:
     return Texels(size, *(torch.cat(parts) for parts in zip(inside, beside, strict=True)), border, cuts)
 
 
-def bake(maps: LearnableMaps, where: Texels) -> dict[str, Tensor]:
-    """The four maps (S, S, C) in 0..1, row 0 at the top, alike on both sides of UV seams; uncovered texels hold 0."""
-    size = where.size
-    row, column = where.index // size, where.index % size
-    uv = torch.stack(((column + 0.5) / size, 1 - (row + 0.5) / size), dim=1)
-    stored = []
+def bake(
+    maps: LearnableMaps, where: Texels, correct: Callable[[Tensor], Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The four maps (S, S, C) in 0..1, row 0 at the top, alike on both sides of UV seams; uncovered texels hold 0.
+
+    `correct` may change the stored values (K, 7) before the seams are closed.
+    """
+    uv, stored = where.uv, []
     with torch.no_grad():
         for chunk in torch.arange(uv.shape[0], device=uv.device).split(1 << 20):
-            footprint = torch.full((len(chunk),), 1.0 / size, device=uv.device)
+            footprint = torch.full((len(chunk),), 1.0 / where.size, device=uv.device)
             stored.append(stored_values(raw_values(maps, where.position[chunk], uv[chunk], footprint)))
         values = torch.cat(stored) if stored else torch.zeros(0, CHANNELS, device=uv.device)
-        fitted = seams.stitch(where.cuts, where.index.cpu(), values.cpu(), where.border.cpu(), size)
+        values = correct(values) if correct is not None else values
+        fitted = seams.stitch(where.cuts, where.index.cpu(), values.cpu(), where.border.cpu(), where.size)
         return split_maps(fitted.to(values), where)
 
 

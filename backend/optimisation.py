@@ -135,9 +135,10 @@ def step(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxT
                 f"The model {model.name} answered step {state.step} with values that are not numbers. Half precision "
                 "can be too little for it; or the guidance scale is too high."
             )
-        signs = torch.randint(0, 2, rendered.shape, generator=state.generator).to(rendered) * 2 - 1
-        signed = torch.autograd.grad(rendered, values, signs, retain_graph=True)[0]
-        curvature.observe(state.told, scene.gbuffer.uv, signed)
+        if curvature.is_due(state.step):
+            signs = torch.randint(0, 2, rendered.shape, generator=state.generator).to(rendered) * 2 - 1
+            signed = torch.autograd.grad(rendered, values, signs, retain_graph=True)[0]
+            curvature.observe(state.told, scene.gbuffer.uv, signed)
         slope = torch.autograd.grad(rendered, values, wanted)[0]
         if pool.reference is not None:
             slope *= 1 - pool.reference.covers(scene.gbuffer)[:, None]

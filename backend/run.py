@@ -21,7 +21,7 @@ from torch import Tensor
 from addon import protocol
 from addon.protocol import Event, JobFolder, TextureRequest
 
-from . import extra_maps, material, picture, planning, views
+from . import extra_maps, material, picture, planning, relief, views
 from .diffusion.interface import Denoiser
 from .maps import write_maps
 from .mesh import Mesh
@@ -142,7 +142,10 @@ def _bake(run: Run) -> tuple[dict[str, Tensor], material.Texels]:
     where = material.texels(run.mesh, run.request.texture_size, run.device)
     if where.index.numel() == 0:
         raise ValueError("No texel of the maps is covered by the UVs.")
-    return material.bake(run.state.average, where), where
+    finest = run.plan.finest
+    return material.bake(
+        run.state.average, where, lambda values: relief.without_curl(run.mesh, where, values, finest)
+    ), where
 
 
 def _fill_unseen(run: Run, images: dict[str, Tensor], where: material.Texels) -> float:

@@ -6,12 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .. import frames
+from ..material import Texels
 from ..mesh import Mesh
 
 MARGIN = 4 / 256  # empty texels of a 256 map round every island
 HALF = 0.54  # of the box's edge: its corners stay inside the unit sphere
+PATTERN_ON_BOX = 0.15  # of a pattern's unit square to half an edge: about as dense as on the other shapes
 
 
 def sphere(across: int = 96, up: int = 48) -> Mesh:
@@ -83,6 +87,18 @@ def box(quads: int = 8) -> Mesh:
                 normals.append(np.broadcast_to(out, p.shape))
                 cells += 1
     return _mesh(np.concatenate(positions), np.concatenate(normals), np.concatenate(uvs), margin=0)
+
+
+def pattern_uv(shape: str, where: Texels) -> Tensor:
+    """(K, 2) where texels lie in a pattern that the cuts do not interrupt: in the UV map itself, whose ends fit each
+    other where a shape closes; on the box, whose cuts run through the flat, over each face as a whole."""
+    if shape != "box":
+        return where.uv
+    out = where.position.abs().argmax(1)
+    side = where.position.gather(1, out[:, None])[:, 0].sign()
+    along = where.position.gather(1, ((out + 1) % 3)[:, None])[:, 0]
+    upward = where.position.gather(1, ((out + 2) % 3)[:, None])[:, 0] * side
+    return PATTERN_ON_BOX * torch.stack((along / HALF + 2 * out, upward / HALF + side), dim=1)
 
 
 SHAPES: dict[str, Callable[[], Mesh]] = {"sphere": sphere, "torus": torus, "mirrored": mirrored, "box": box}
