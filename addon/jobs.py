@@ -54,7 +54,7 @@ class Session:
         self.result: Job | None = None  # ended, its maps are not on the object
         self.pictures = pictures.Pictures()
         self.ready = False  # is the backend installed? As of the last look around
-        self.task: tasks.Install | tasks.Command | None = None  # what is done beside runs, or was last
+        self.task: tasks.Install | tasks.Removal | tasks.Command | None = None  # what is done beside runs, or was last
         self.models: list[dict] = []  # as `backend models list --json` told
         self._build: environment.EnvironmentBuild | None = None
         self._worker: worker.Worker | None = None
