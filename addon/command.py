@@ -80,10 +80,16 @@ def _execute(argv: list[str]) -> int:
         arguments = parser().parse_args(argv)
     except SystemExit as ended:
         return int(ended.code or 0)
-    try:
-        return arguments.function(arguments)
-    except (settings.SettingsProblem, OSError, RuntimeError) as error:
-        return _fail(str(error))
+    with session.interruptible() as came:
+        try:
+            code = arguments.function(arguments)
+        except KeyboardInterrupt:
+            code = _fail("Interrupted.")
+        except OSError as error:
+            code = _fail(f"{error.strerror or error} ({error.filename})." if error.filename else f"{error}.")
+        except (settings.SettingsProblem, RuntimeError) as error:
+            code = _fail(str(error))
+    return 128 + came[-1] if code and came else code
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -68,7 +68,8 @@ def start_all(
         begun += 1
         if not bpy.app.background:
             continue
-        shown = session.run_to_end(running)
+        with session.interruptible():
+            shown = session.run_to_end(running)
         if shown.level == status.ERROR:
             generate.take_back(running)
             problems.append(status.sentence(shown))
@@ -178,7 +179,8 @@ class PATINA_OT_resume(bpy.types.Operator):
             return failed(self, running, str(error))
         running.look_around()
         if bpy.app.background and running.busy:
-            session.run_to_end(running)
+            with session.interruptible():
+                session.run_to_end(running)
         session.keep_ticking()
         return {"FINISHED"}
 

@@ -46,7 +46,8 @@ class _Task:
             self.report({"ERROR"}, f"{error.strerror or error} ({error.filename})")
             return {"CANCELLED"}
         if bpy.app.background:
-            session.finish_task(running)
+            with session.interruptible():
+                session.finish_task(running)
             if running.task.error:
                 self.report({"ERROR"}, running.task.error)
                 return {"CANCELLED"}
