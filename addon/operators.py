@@ -68,12 +68,14 @@ def start_all(
         begun += 1
         if not bpy.app.background:
             continue
-        with session.interruptible():
+        with session.interruptible() as came:
             shown = session.run_to_end(running)
-        if shown.level == status.ERROR:
+        if shown.level == status.ERROR or (came and shown.message.startswith("Cancelled")):
             generate.take_back(running)
             problems.append(status.sentence(shown))
             begun -= 1
+        if came:
+            break
     if not begun:
         return failed(operator, running, " ".join(problems))
     for sentence in problems:

@@ -5,13 +5,16 @@ and the static repository with an update from it."""
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from . import fake_backend
+from .harness import PATIENCE
 
 REPO = Path(__file__).resolve().parents[2]
 BLENDER = os.environ.get("BLENDER") or shutil.which("blender")
@@ -25,15 +28,15 @@ session.current().package_root = Path({root!r})
 """
 
 
+def _environment(folder: Path) -> dict[str, str]:
+    own = {"BLENDER_USER_RESOURCES": str(folder / "user"), "PATINA_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **own}
+
+
 def _blender(tmp_path: Path, *arguments: str, limit: float = 120.0) -> subprocess.CompletedProcess:
-    environment = {
-        **os.environ,
-        "BLENDER_USER_RESOURCES": str(tmp_path / "user"),
-        "PATINA_PYTHON": sys.executable,
-        "OMP_NUM_THREADS": "1",
-    }
+    command, limit = [BLENDER, *arguments], limit * PATIENCE
     return subprocess.run(
-        [BLENDER, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=limit
+        command, env=_environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=limit
     )
 
 
@@ -158,6 +161,44 @@ def test_the_classic_way_with_a_script_of_ones_own(installed):
     assert look.returncode == 0, look.stdout + look.stderr
     done = _blender(installed, *run, "Würfel", "failed", str(installed / "never.blend"))
     assert done.returncode == 3 and "Choose a smaller texture size" in done.stdout + done.stderr, done.stdout
+    assert not (installed / "never.blend").exists()
+
+
+def _interrupted(folder: Path, number: int, sign: str, *arguments: str) -> tuple[int, str]:
+    """Start Blender, send it a signal as soon as it has said `sign`; its exit code and all it said."""
+    log = folder / "said.txt"
+    with open(log, "wb") as said:
+        process = subprocess.Popen(
+            [BLENDER, *arguments], env=_environment(folder), cwd=folder, stdout=said, stderr=said
+        )
+    end = time.monotonic() + 60 * PATIENCE
+    try:
+        while sign not in log.read_text("utf-8", "replace"):
+            assert process.poll() is None and time.monotonic() < end, log.read_text("utf-8", "replace")
+            time.sleep(0.05)
+        process.send_signal(number)
+        return process.wait(30 * PATIENCE), log.read_text("utf-8", "replace")
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_ends_a_batch_a_run_and_a_script(installed, number):
+    (installed / "list.toml").write_text(
+        '[[job]]\nobjects = "Cube"\nprompt = "endless"\ntexture_size = 512\nout = "made"\n'
+    )
+    start = ("-b", "--python-exit-code", "3", "--python", "fake.py")
+    code, said = _interrupted(installed, number, "started", *start, "-c", "patina", "batch", "list.toml")
+    assert code == 128 + number and "Patina: Interrupted. To go on: patina batch list.toml" in said, said
+    assert not (installed / "made").exists() and "Traceback" not in said
+    run = ("-c", "patina", "run", "--prompt", "endless", "--save-as", "never.blend")
+    code, said = _interrupted(installed, number, "Texturing", *start, *run)
+    assert code == 128 + number and "Patina: Cancelled" in said and "Traceback" not in said, said
+    (installed / "texture.py").write_text(_CLASSIC)
+    script = ("--python", "texture.py", "--", "Cube", "endless", str(installed / "never.blend"))
+    code, said = _interrupted(installed, number, "Texturing", *start, *script)
+    assert code == 3 and "Error: Cancelled" in said and "scenario ended" not in said, said
     assert not (installed / "never.blend").exists()
 
 
