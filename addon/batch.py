@@ -27,7 +27,7 @@ from pathlib import Path
 
 import bpy
 
-from . import batch_queue, generate, mesh_io, preferences, protocol
+from . import batch_queue, generate, mesh_io, preferences, protocol, status
 from .batch_queue import BatchProblem, Entry, Item
 
 _SETTINGS = (
@@ -101,11 +101,8 @@ def prepare(jobs: Path, force: bool, tell) -> list[Entry]:
             continue  # `run` says so
         try:
             _export(batch, entry.item, meshes[wish.object_name], request)
-        except OSError as error:
-            entry.state, entry.message = "failed", f"{error.filename or batch}: {error.strerror or error}."
         except (BatchProblem, *generate.PROBLEMS) as error:
-            entry.state, entry.message = "failed", str(error)
-        if entry.state == "failed":
+            entry.state, entry.message = "failed", status.told(error)
             tell(f"{wish.object_name}: {entry.message}")
     return entries
 

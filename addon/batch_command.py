@@ -41,6 +41,8 @@ def _run(options: argparse.Namespace) -> int:
     folder, making = batch.folder_of(wishes), options.what == "batch"
     entries: list[Entry] = []
     try:
+        if making and options.save_as and options.save_as.is_dir():
+            raise BatchProblem(f"--save-as needs the name of a file; {options.save_as.resolve()} is a folder.")
         if not 1 <= options.jobs <= 32 or options.retries < 0:
             raise BatchProblem("--jobs must lie between 1 and 32, --retries must not be negative.")
         if making:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Batches to which something happens: interrupted, a full or read-only disk, folders taken away, two at once.
+"""Batches and runs to which something happens: interrupted, a full or read-only disk, folders taken away, two at once.
 
 Each ends by itself, with one sentence and the exit code that says so; what was made so far is kept, and the same
 command goes on from there.
@@ -247,4 +247,39 @@ for turn in range(2):  # all is done; then all was prepared by one who was kille
         assert uvs == [tuple(round(v, 5) for v in loop.uv) for loop in mesh.uv_layers["Patina"].data]
 """,
         limit=90,
+    )
+
+
+@_MOUNTS
+def test_a_run_that_cannot_keep_what_it_makes_says_so(tmp_path):
+    run_scenario(
+        tmp_path,
+        _BATCH
+        + """
+def refused(sentence, *words, code=1):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        ended = command._execute([*words])
+    assert ended == code and sentence in said.getvalue() and "Errno" not in said.getvalue(), (ended, said.getvalue())
+    assert said.getvalue().count("\\n") == 1 and "Error: " not in said.getvalue(), said.getvalue()
+small = tmp / "small"
+small_disk(small, "4m")
+(tmp / "file").touch()
+wish("red", more="seed = 1")
+refused("File exists", "run", "--prompt", "red", "--out", str(tmp / "file"))
+refused("is a folder", "run", "--prompt", "red", "--save-as", str(tmp))
+refused("is a folder", "batch", str(tmp / "list.toml"), "--save-as", str(tmp), code=2)
+with contextlib.suppress(OSError), open(small / "filler", "ab", buffering=0) as file:
+    while True:
+        file.write(bytes(4096))
+refused("No space left", "run", "--prompt", "red", "--out", str(small / "out"))
+refused("No space left", "run", "--prompt", "red", "--save-as", str(small / "out.blend"))
+subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+refused("Read-only", "run", "--prompt", "red", "--out", str(small / "out2"))
+refused("Read-only", "run", "--prompt", "red", "--save-as", str(small / "out.blend"))
+assert cube.material_slots[0].material.name == "Material" and not cube.patina.kept_slots
+refused("Read-only", "batch", str(tmp / "list.toml"), "--save-as", str(small / "out.blend"))
+assert rows()[0]["state"] == "done" and whole(tmp / "made" / "1"), "the maps are kept all the same"
+""",
+        limit=60,
     )
