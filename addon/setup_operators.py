@@ -120,7 +120,8 @@ class PATINA_OT_remove_backend(_Task, bpy.types.Operator):
 
     def execute(self, _context):
         session.current().end_worker()
-        outcome = self.begin(lambda: tasks.Removal(backend_home()))
+        tick_s = 1.0 if bpy.app.background else 0.05  # nobody waits for a window that is not there
+        outcome = self.begin(lambda: tasks.Removal(backend_home(), tick_s))
         session.current().look_around()
         return outcome
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from . import environment, worker
 
 _MOST_LINES = 60
-_REMOVAL_TICK_S = 0.03
 
 
 class Install:
@@ -46,12 +45,13 @@ class Removal:
     """Deletes the backend's environment, a little each tick: 1.4 GB in 30,000 files can take minutes.
 
     It is moved aside first, so that a new one may be made at once; one that was moved aside and left goes with it.
+    `tick_s`: how long a tick may take.
     """
 
     title = "Removing the backend"
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = removed(folder)
+    def __init__(self, folder: Path, tick_s: float) -> None:
+        self._tick_s, self._folder = tick_s, removed(folder)
         self._folder.mkdir(exist_ok=True)
         if folder.exists():
             folder.rename(self._folder / str(time.time_ns()))
@@ -60,7 +60,7 @@ class Removal:
         self.lines: list[str] = []
 
     def tick(self) -> None:
-        end = time.monotonic() + _REMOVAL_TICK_S
+        end = time.monotonic() + self._tick_s
         while not self.finished and time.monotonic() < end:
             self.text = next(self._work, "")
             self.finished = not self.text

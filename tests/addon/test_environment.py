@@ -347,7 +347,7 @@ def test_an_environment_is_deleted_a_little_at_a_time(tmp_path):
     left = tasks.removed(home) / "1"  # of a Blender that was killed
     left.mkdir(parents=True)
     (left / "file").touch()
-    task, longest = tasks.Removal(home), 0.0
+    task, longest = tasks.Removal(home, 0.01), 0.0
     assert not home.exists(), "a new one may be made at once"
     home.mkdir()
     for _ in range(1000):
@@ -360,6 +360,6 @@ def test_an_environment_is_deleted_a_little_at_a_time(tmp_path):
     assert home.exists() and (outside / "kept").exists() and longest < 0.5
 
     (home / "file").touch()
-    task = tasks.Removal(home)
+    task = tasks.Removal(home, 0.01)
     task.cancel()
     assert task.error == "Cancelled." and tasks.removed(home).exists()
