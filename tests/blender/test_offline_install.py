@@ -24,7 +24,8 @@ _SCENARIO = """
 import faulthandler; faulthandler.dump_traceback_later(1150, exit=True)
 import os, sys, time
 from pathlib import Path
-import addon_utils, bpy
+import bpy
+import addon_utils  # bpy, the module, brings its folder
 name = "bl_ext.user_default.patina"
 assert addon_utils.enable(name, default_set=True) is not None
 stored = bpy.context.preferences.addons[name].preferences
