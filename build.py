@@ -149,14 +149,24 @@ def package(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def write_repository(folder: Path, package_file: Path, tool: list[str] | None) -> None:
-    """A static extension repository: the zips of all versions in `folder`, index.json and a page, by Blender's tool."""
+    """A static extension repository: index.json and a page, by Blender's tool, beside the zips of all versions.
+
+    The index holds this version alone: of two, Blender shows the one and installs the other.
+    """
     if tool is None:
         raise BuildError("A repository's index is written by Blender's own tool: install Blender, or set $BLENDER.")
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f".{package_file.name}.part"
     shutil.copyfile(package_file, beside)
     os.replace(beside, folder / package_file.name)
-    run_or_fail([*tool, "server-generate", "--repo-dir", str(folder), "--html"])
+    versions = package_file.name.partition("-")[0] + "-*.zip"
+    with tempfile.TemporaryDirectory(prefix=".index-", dir=folder) as scratch:
+        for path in folder.glob("*.zip"):
+            if path.name == package_file.name or not path.match(versions):
+                shutil.copyfile(path, Path(scratch, path.name))
+        run_or_fail([*tool, "server-generate", "--repo-dir", scratch, "--html"])
+        for name in ("index.html", "index.json"):
+            os.replace(Path(scratch, name), folder / name)
     address = (folder.absolute() / "index.json").as_uri()
     print(f"{folder}  serve it as it is; in Blender: Get Extensions > Repositories > + > Add Remote, {address}")
 

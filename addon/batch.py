@@ -18,14 +18,16 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import os
 import re
+import string
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 import bpy
 
-from . import batch_queue, generate, mesh_io, preferences, protocol
+from . import batch_queue, generate, mesh_io, preferences, protocol, status
 from .batch_queue import BatchProblem, Entry, Item
 
 _SETTINGS = (
@@ -57,7 +59,8 @@ def read(jobs: Path, names: list[str]) -> tuple[list[Wish], list[str]]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BatchProblem(f"{jobs} cannot be read: {error}") from error
     rows, defaults = stored.pop("job", None), stored.pop("defaults", {})
-    if stored or not isinstance(rows, list) or not rows or not isinstance(defaults, dict):
+    tables = isinstance(rows, list) and rows and all(isinstance(row, dict) for row in [*rows, defaults])
+    if stored or not tables:
         raise BatchProblem(f"{jobs} must hold [[job]] tables and may hold [defaults], nothing else.")
     wishes, unmatched = [], []
     for number, row in enumerate(rows, 1):
@@ -72,7 +75,7 @@ def read(jobs: Path, names: list[str]) -> tuple[list[Wish], list[str]]:
         for name in fitting:
             for prompt in prompts:
                 wishes += [_wish(row, number, name, prompt, seed) for seed in seeds]
-    places = [wish.out for wish in wishes]
+    places = [os.path.normpath(wish.out) for wish in wishes]
     twice = next((place for place in places if places.count(place) > 1), None)
     if twice is not None:
         raise BatchProblem(f"Two jobs write to {twice}. Use {{object}}, {{prompt}} and {{seed}} in out.")
@@ -80,7 +83,8 @@ def read(jobs: Path, names: list[str]) -> tuple[list[Wish], list[str]]:
 
 
 def prepare(jobs: Path, force: bool, tell) -> list[Entry]:
-    """Make a job folder for each wish that is not done; those that cannot be made are failed. Raises BatchProblem."""
+    """Make a job folder for each wish that is not done, or bring it up to the mesh of now; those that cannot be made
+    are failed. Raises BatchProblem."""
     batch = folder_of(jobs)
     meshes = {obj.name: obj for obj in bpy.context.scene.objects if obj.type == "MESH"}
     wishes, unmatched = read(jobs, sorted(meshes))
@@ -95,13 +99,11 @@ def prepare(jobs: Path, force: bool, tell) -> list[Entry]:
         entries.append(entry)
         if batch_queue.is_done(batch, entry.item) and not force:
             continue  # `run` says so
-        if batch_queue.is_ready(batch, entry.item):
-            continue
         try:
             _export(batch, entry.item, meshes[wish.object_name], request)
-        except generate.PROBLEMS as error:
-            entry.state, entry.message = "failed", str(error)
-            tell(f"{wish.object_name}: {error}")
+        except (BatchProblem, *generate.PROBLEMS) as error:
+            entry.state, entry.message = "failed", status.told(error)
+            tell(f"{wish.object_name}: {entry.message}")
     return entries
 
 
@@ -125,10 +127,13 @@ def _export(batch: Path, item: Item, obj: bpy.types.Object, request: protocol.Te
     folder.path.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as undo:
         _, _, arrays, _ = generate.geometry(bpy.context, obj, None, folder, undo)
-        mesh_io.write(folder.mesh, arrays)
-        folder.write_request(request)
+        mesh = mesh_io.packed(arrays)
+        if not (batch_queue.is_ready(batch, item) and folder.mesh.read_bytes() == mesh):
+            batch_queue.forget(batch, item)
+            protocol.write_beside(folder.mesh, mesh)
+            folder.write_request(request)
+            batch_queue.put(batch, item)
         undo.pop_all()  # a layer that was made stays in the file: what is saved with it fits the maps
-    batch_queue.put(batch, item)
 
 
 def _several(row: dict, number: int, many: str, one: str, default: list | None = None) -> list:
@@ -148,13 +153,23 @@ def _wish(row: dict, number: int, name: str, prompt: str, seed: int) -> Wish:
             seed=seed,
             **{"device": preferences.device(), **{key: row[key] for key in _SETTINGS if key in row}},
         )
-        parts = {"object": _plain(name), "prompt": _plain(prompt), "seed": str(seed)}
-        out = row.get("out", _DEFAULT_OUT).format(**parts)
     except protocol.ProtocolError as error:
         raise BatchProblem(f"Job {number}: {error}") from error
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise BatchProblem(f"Job {number}: out may hold {{object}}, {{prompt}} and {{seed}} only.") from error
-    return Wish(name, request, out)
+    return Wish(name, request, _place(row.get("out", _DEFAULT_OUT), number, name, prompt, seed))
+
+
+def _place(pattern: object, number: int, name: str, prompt: str, seed: int) -> str:
+    """`out` for one wish. Raises BatchProblem."""
+    parts = {"object": _plain(name), "prompt": _plain(prompt), "seed": str(seed)}
+    if not isinstance(pattern, str) or not pattern.strip() or "\0" in pattern:
+        raise BatchProblem(f"Job {number}: out must be the name of a folder.")
+    try:
+        fields = {field for _, field, _, _ in string.Formatter().parse(pattern)}
+        if fields <= {None, *parts}:
+            return pattern.format(**parts)
+    except ValueError:  # a brace that is alone
+        pass
+    raise BatchProblem(f"Job {number}: out may hold {{object}}, {{prompt}} and {{seed}} only.")
 
 
 def _plain(text: str) -> str:

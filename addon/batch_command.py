@@ -38,21 +38,29 @@ def add_commands(commands) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     wishes = options.list.resolve()
+    folder, making = batch.folder_of(wishes), options.what == "batch"
+    entries: list[Entry] = []
     try:
+        if making and options.save_as and options.save_as.is_dir():
+            raise BatchProblem(f"--save-as needs the name of a file; {options.save_as.resolve()} is a folder.")
         if not 1 <= options.jobs <= 32 or options.retries < 0:
             raise BatchProblem("--jobs must lie between 1 and 32, --retries must not be negative.")
-        _install_backend()
-        making = options.what == "batch"
-        entries = batch.prepare(wishes, options.force, _say) if making else batch.left_over(wishes)
-    except BatchProblem as error:
-        return _fail(str(error), EXIT_USAGE)
-    folder = batch.folder_of(wishes)
-    try:
-        batch_queue.run(folder, entries, _start, options.jobs, options.retries, options.force, _Progress(entries).tell)
+        if making:
+            batch.read(wishes, [])  # a list that cannot be used makes no folder
+        else:
+            batch.left_over(wishes)
+        with batch_queue.alone(folder):
+            _install_backend()
+            entries += batch.prepare(wishes, options.force, _say) if making else batch.left_over(wishes)
+            tell = _Progress(entries).tell
+            batch_queue.run(folder, entries, _start, options.jobs, options.retries, options.force, tell)
     except BatchProblem as error:
         return _fail(str(error), EXIT_USAGE)
     except KeyboardInterrupt:
-        return _fail(f"Interrupted. To go on: patina resume {options.list}", EXIT_INTERRUPTED)
+        return _fail(f"Interrupted. To go on: patina {options.what} {options.list}", EXIT_INTERRUPTED)
+    except OSError as error:
+        _print_table(entries)
+        return _fail(f"{error.filename or folder} cannot be written: {error.strerror or error}.", EXIT_FAILED)
     _print_table(entries)
     if making and options.save_as:
         _apply(folder, entries)
@@ -91,12 +99,15 @@ def _install_backend() -> None:
         raise BatchProblem("Patina must install its backend once, and Blender may not go online (--online-mode).")
     build = jobs.new_build()
     said = ""
-    while not build.finished:
-        fraction, text = build.tick()
-        if text != said:
-            _say(f"installing the backend, {fraction:.0%}: {text}")
-            said = text
-        time.sleep(0.2)
+    try:
+        while not build.finished:
+            fraction, text = build.tick()
+            if text != said:
+                _say(f"installing the backend, {fraction:.0%}: {text}")
+                said = text
+            time.sleep(0.2)
+    finally:
+        build.cancel()
     if build.error:
         raise BatchProblem(build.error)
 

@@ -10,13 +10,14 @@ Knows no bpy: what is in the queue can be run wherever its folder is. Whoever is
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,6 +83,19 @@ def put(batch: Path, item: Item) -> None:
     protocol.write_beside(folder_of(batch, item).path / ITEM, content)
 
 
+def forget(batch: Path, item: Item) -> None:
+    """What was made of the job so far fits its mesh no more. Raises OSError, BatchProblem."""
+    folder = folder_of(batch, item)
+    lock = protocol.take_job_lock(folder.lock, f"process {os.getpid()}")
+    if lock is None:
+        raise BatchProblem("Its mesh has changed, and an earlier run of it is still ending. Start the batch once more.")
+    try:
+        (folder.path / ITEM).unlink(missing_ok=True)
+        folder.checkpoint.unlink(missing_ok=True)
+    finally:
+        protocol.release_lock(lock)
+
+
 def is_ready(batch: Path, item: Item) -> bool:
     return (folder_of(batch, item).path / ITEM).is_file()
 
@@ -131,6 +145,21 @@ class _Lane:
     heard: float = 0.0
 
 
+@contextlib.contextmanager
+def alone(batch: Path) -> Iterator[None]:
+    """Hold the batch inside: nobody else prepares or runs it. Raises BatchProblem."""
+    try:
+        lock = protocol.take_lock(_made(batch) / "lock", f"process {os.getpid()}")
+    except OSError as error:
+        raise BatchProblem(f"{batch} cannot be written: {error.strerror or error}.") from error
+    if lock is None:
+        raise BatchProblem(f"Another Patina is running the batch {batch}. Wait for it or end it there.")
+    try:
+        yield
+    finally:
+        protocol.release_lock(lock)
+
+
 def run(
     batch: Path,
     entries: list[Entry],
@@ -142,13 +171,11 @@ def run(
 ) -> None:
     """Run all waiting entries to their end on `lanes` processes at once; entries are changed, the report is written.
 
-    `start(home)` starts a backend. KeyboardInterrupt pauses what runs (it goes on with the next `run`) and is raised.
+    To be called inside `alone`. `start(home)` starts a backend. KeyboardInterrupt pauses what runs (it goes on with the
+    next `run`) and is raised. Raises OSError when the report cannot be written at the end.
     """
-    lock = protocol.take_lock(_made(batch) / "lock", f"process {os.getpid()}")
-    if lock is None:
-        raise BatchProblem(f"Another Patina is running the batch {batch}. Wait for it or end it there.")
-    homes = [_made(batch / "workers" / str(number)) for number in range(lanes)]
-    working = [_Lane(home) for home in homes]
+    working = [_Lane(batch / "workers" / str(number)) for number in range(lanes)]
+    told: list[str] = []
     try:
         waiting = [entry for entry in entries if entry.state == "waiting"]
         while waiting or any(lane.entry is not None for lane in working):
@@ -159,7 +186,10 @@ def run(
                     _begin(batch, lane, ready, start, force, tell)
                 elif lane.entry is not None:
                     _go_on(batch, lane, waiting, retries, tell)
-                if lane.entry is None:
+            states = [entry.state for entry in entries]
+            if states != told:
+                told = states
+                with contextlib.suppress(OSError):  # on a full disk all else goes on; at the end it is told
                     write_report(batch, entries)
             time.sleep(_TICK_S)
     finally:
@@ -172,7 +202,6 @@ def run(
             if lane.entry is not None:
                 lane.entry.state = "waiting"
         write_report(batch, entries)
-        protocol.release_lock(lock)
 
 
 def write_report(batch: Path, entries: list[Entry]) -> None:
@@ -202,8 +231,11 @@ def _begin(batch: Path, lane: _Lane, entry: Entry, start, force: bool, tell) -> 
             lane.process = start(lane.home)
         lane.attempt, lane.offset = folder.new_attempt(), 0
         lane.process.send(protocol.Run(str(folder.path.absolute()), lane.attempt.number))
-    except (worker.WorkerError, OSError) as error:
+    except worker.WorkerError as error:
         _fail(entry, str(error), tell)
+        return
+    except OSError as error:
+        _fail(entry, f"{folder.path} cannot be written: {error.strerror or error}.", tell)
         return
     entry.state, entry.attempts = "running", entry.attempts + 1
     lane.entry, lane.began, lane.heard = entry, time.monotonic(), time.monotonic()

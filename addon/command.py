@@ -64,7 +64,7 @@ def run_one(obj: bpy.types.Object, running: jobs.Session, output: Path | None) -
     try:
         generate.begin(bpy.context, obj, running, output)
     except generate.PROBLEMS as error:
-        return str(error)
+        return status.told(error)
     shown = session.run_to_end(running)
     for warning in shown.warnings.splitlines():
         print(f"Patina: warning: {warning}", flush=True)
@@ -80,10 +80,14 @@ def _execute(argv: list[str]) -> int:
         arguments = parser().parse_args(argv)
     except SystemExit as ended:
         return int(ended.code or 0)
-    try:
-        return arguments.function(arguments)
-    except (settings.SettingsProblem, OSError, RuntimeError) as error:
-        return _fail(str(error))
+    with session.interruptible() as came:
+        try:
+            code = arguments.function(arguments)
+        except KeyboardInterrupt:
+            code = _fail("Interrupted.")
+        except (settings.SettingsProblem, OSError, RuntimeError) as error:
+            code = _fail(status.told(error))
+    return 128 + came[-1] if code and came else code
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -93,6 +97,8 @@ def _run(arguments: argparse.Namespace) -> int:
         return _fail("Choose one of --save and --save-as.")
     if arguments.save and not bpy.data.filepath:
         return _fail("--save needs a file: blender -b FILE -c patina run ...")
+    if arguments.save_as and arguments.save_as.is_dir():
+        return _fail(f"--save-as needs the name of a file; {arguments.save_as.resolve()} is a folder.")
     obj = _chosen_object(arguments.object)
     if arguments.prompt is not None:
         obj.patina.prompt = arguments.prompt

@@ -84,7 +84,7 @@ class PATINA_OT_export_maps(_OfTheVariant, bpy.types.Operator):
                 how.overwrite,
             )
         except _PROBLEMS as error:
-            return failed(self, session.current(), str(error))
+            return failed(self, session.current(), error)
         self.report({"INFO"}, f"{len(paths)} files in {folder}")
         return {"FINISHED"}
 
@@ -101,7 +101,7 @@ class PATINA_OT_export_glb(_OfTheVariant, bpy.types.Operator):
             path = _folder(how, variants.current(obj)) / f"{bpy.path.clean_name(obj.name)}.glb"
             export.write_glb(obj, path, how.overwrite)
         except _PROBLEMS as error:
-            return failed(self, session.current(), str(error))
+            return failed(self, session.current(), error)
         self.report({"INFO"}, str(path))
         return {"FINISHED"}
 
@@ -145,7 +145,7 @@ class PATINA_OT_bake_to_uvs(_OfTheVariant, bpy.types.Operator):
                 raise bake_uvs.BakeProblem("This variant is being made. Wait for it or cancel it.")
             told = bake_uvs.bake(context, obj, variant, self.layer or bake_uvs.layers(obj, variant)[0])
         except _PROBLEMS as error:
-            return failed(self, running, str(error))
+            return failed(self, running, error)
         if told:
             self.report({"WARNING"}, told)
         running.look_around()

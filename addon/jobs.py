@@ -54,7 +54,7 @@ class Session:
         self.result: Job | None = None  # ended, its maps are not on the object
         self.pictures = pictures.Pictures()
         self.ready = False  # is the backend installed? As of the last look around
-        self.task: tasks.Install | tasks.Command | None = None  # what is done beside runs, or was last
+        self.task: tasks.Install | tasks.Removal | tasks.Command | None = None  # what is done beside runs, or was last
         self.models: list[dict] = []  # as `backend models list --json` told
         self._build: environment.EnvironmentBuild | None = None
         self._worker: worker.Worker | None = None
@@ -166,7 +166,7 @@ class Session:
                 if job.outcome is not None and not job.pending:
                     self._finish(job)
         except OSError as error:  # a full disk, a folder taken away: the maps stay in the job folder
-            self._finish(job, protocol.Failed("disk_full", f"A file could not be written: {_words(error)}", _KEPT))
+            self._finish(job, protocol.Failed("disk_full", f"A file could not be written: {status.told(error)}", _KEPT))
         if self.job is not None and time.monotonic() - self._published > PUBLISH_S:
             self._published = time.monotonic()
             status.publish(self.status)
@@ -351,10 +351,6 @@ class Session:
 
 
 _KEPT = "Free some space or choose another folder. What was made so far is kept in the job folder."
-
-
-def _words(error: OSError) -> str:
-    return f"{error.strerror or error} ({error.filename})" if error.filename else str(error.strerror or error)
 
 
 def new_build() -> environment.EnvironmentBuild:

@@ -132,9 +132,14 @@ def read(
 
 def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write mesh.npz. Raises OSError."""
+    protocol.write_beside(path, packed(arrays))
+
+
+def packed(arrays: dict[str, np.ndarray]) -> bytes:
+    """The content of mesh.npz; the same for the same arrays."""
     content = io.BytesIO()
     np.savez(content, **arrays)
-    protocol.write_beside(path, content.getvalue())
+    return content.getvalue()
 
 
 class _triangles:

@@ -63,16 +63,19 @@ def start_all(
         try:
             begin(context, obj, running, **arguments)
         except generate.PROBLEMS as error:
-            problems.append(str(error))
+            problems.append(status.told(error))
             continue
         begun += 1
         if not bpy.app.background:
             continue
-        shown = session.run_to_end(running)
-        if shown.level == status.ERROR:
+        with session.interruptible() as came:
+            shown = session.run_to_end(running)
+        if shown.level == status.ERROR or (came and shown.message.startswith("Cancelled")):
             generate.take_back(running)
             problems.append(status.sentence(shown))
             begun -= 1
+        if came:
+            break
     if not begun:
         return failed(operator, running, " ".join(problems))
     for sentence in problems:
@@ -175,10 +178,11 @@ class PATINA_OT_resume(bpy.types.Operator):
                 raise variants.VariantProblem("This run is gone.")
             generate.take_up(running, left)
         except generate.PROBLEMS as error:
-            return failed(self, running, str(error))
+            return failed(self, running, error)
         running.look_around()
         if bpy.app.background and running.busy:
-            session.run_to_end(running)
+            with session.interruptible():
+                session.run_to_end(running)
         session.keep_ticking()
         return {"FINISHED"}
 
@@ -254,7 +258,7 @@ class PATINA_OT_apply(bpy.types.Operator):
         try:
             generate.apply_result(running, placing.find_object(running.result.place))
         except generate.PROBLEMS as error:
-            return failed(self, running, str(error))
+            return failed(self, running, error)
         status.publish(running.status)
         return {"FINISHED"}
 
@@ -277,8 +281,9 @@ class PATINA_OT_show_textures(bpy.types.Operator):
         return {"FINISHED"}
 
 
-def failed(operator: bpy.types.Operator, running, sentence: str) -> set[str]:
+def failed(operator: bpy.types.Operator, running, problem: str | Exception) -> set[str]:
     """Show a problem in the panel and report it; nothing was changed."""
+    sentence = problem if isinstance(problem, str) else status.told(problem)
     running.status.level, running.status.message, running.status.hint = status.ERROR, sentence, ""
     status.publish(running.status)
     operator.report({"ERROR"}, sentence)

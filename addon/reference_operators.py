@@ -45,7 +45,7 @@ class PATINA_OT_reference_paste(_OfAMesh, bpy.types.Operator):
             told = str(error).strip().rpartition("poll() ")[2]
             return failed(self, session.current(), f"{told}. Copy a picture first, or open it from a file.")
         except reference.ReferenceProblem as error:
-            return failed(self, session.current(), str(error))
+            return failed(self, session.current(), error)
         made.pack()
         context.object.patina.reference.image = made
         return {"FINISHED"}
@@ -65,7 +65,7 @@ class PATINA_OT_reference_render(_OfAMesh, bpy.types.Operator):
             if context.scene.camera is not None:
                 reference.keep_view(context.object, *reference.camera_matrices(context, context.scene.camera))
         except _PROBLEMS as error:
-            return failed(self, session.current(), str(error))
+            return failed(self, session.current(), error)
         return {"FINISHED"}
 
 
@@ -94,7 +94,7 @@ class PATINA_OT_reference_view(_OfAMesh, bpy.types.Operator):
                 view = seen.window_matrix, seen.view_matrix, region.width / max(region.height, 1)
             reference.keep_view(context.object, *view)
         except _PROBLEMS as error:
-            return failed(self, session.current(), str(error))
+            return failed(self, session.current(), error)
         return {"FINISHED"}
 
 

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import bpy
@@ -11,6 +14,31 @@ from bpy.app.handlers import persistent
 
 from . import environment, jobs, preferences, status
 from .status import Status
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Headless: inside, Ctrl-C and SIGTERM raise KeyboardInterrupt; yields the list of those that came.
+
+    By itself Blender without a window takes note of the first Ctrl-C and goes on, and ends at once with the second.
+    """
+    came: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    before = {}
+    with contextlib.suppress(ValueError):  # not the main thread: its signals are another's
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, interrupt)
+    try:
+        yield came
+    finally:
+        usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+        for number, handler in before.items():
+            signal.signal(number, usual[number] if handler is None else handler)  # None: Blender's own, out of reach
 
 
 def run_to_end(running: jobs.Session) -> Status:

@@ -118,8 +118,7 @@ class PATINA_PG_scene(bpy.types.PropertyGroup):
         name="Second Stage",
         description="A model that goes on with larger pictures, for detail: built-in, an id, a folder; empty: none",
         default=_DEFAULTS["second_stage"],
-        search=_known_models,
-        search_options={"SUGGESTION"},
+        **_SUGGESTED,
     )
     pattern_scale: FloatProperty(
         name="Pattern Scale",

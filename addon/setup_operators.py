@@ -4,7 +4,6 @@
 # ruff: noqa: F722, F821
 
 import platform
-import shutil
 
 import bpy
 from bpy.props import StringProperty
@@ -47,7 +46,8 @@ class _Task:
             self.report({"ERROR"}, f"{error.strerror or error} ({error.filename})")
             return {"CANCELLED"}
         if bpy.app.background:
-            session.finish_task(running)
+            with session.interruptible():
+                session.finish_task(running)
             if running.task.error:
                 self.report({"ERROR"}, running.task.error)
                 return {"CANCELLED"}
@@ -112,19 +112,18 @@ class PATINA_OT_remove_backend(_Task, bpy.types.Operator):
 
     @classmethod
     def refusal(cls) -> str:
-        return "" if backend_home().exists() else "There is nothing to remove"
+        home = backend_home()
+        return "" if home.exists() or tasks.removed(home).exists() else "There is nothing to remove"
 
     def invoke(self, context, event):
         return context.window_manager.invoke_confirm(self, event)
 
     def execute(self, _context):
         session.current().end_worker()
-        shutil.rmtree(backend_home(), ignore_errors=True)
-        if backend_home().exists():
-            self.report({"ERROR"}, f"{backend_home()} could not be deleted whole. Close other Blenders, try again.")
-            return {"CANCELLED"}
+        tick_s = 1.0 if bpy.app.background else 0.05  # nobody waits for a window that is not there
+        outcome = self.begin(lambda: tasks.Removal(backend_home(), tick_s))
         session.current().look_around()
-        return {"FINISHED"}
+        return outcome
 
 
 class PATINA_OT_cancel_task(bpy.types.Operator):

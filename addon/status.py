@@ -42,6 +42,14 @@ def sentence(status: Status) -> str:
     return " ".join(parts)
 
 
+def told(error: Exception) -> str:
+    """The error as a sentence for a person, without the number of the system's or the prefix of Blender's."""
+    if not isinstance(error, OSError):
+        return str(error).strip().removeprefix("Error: ")
+    text = (error.strerror or str(error)).rstrip(".")
+    return f"{text} ({error.filename})." if error.filename else f"{text}."
+
+
 def publish(status: Status) -> None:
     """Copy what changed to the window manager and have the panels drawn again."""
     manager = bpy.data.window_managers[0] if bpy.data.window_managers else None

@@ -57,7 +57,7 @@ class PATINA_OT_variant_show(_OfAVariant, bpy.types.Operator):
         try:
             placing.show(context.object, self.variant(context))
         except generate.PROBLEMS as error:
-            return failed(self, running, str(error))
+            return failed(self, running, error)
         return {"FINISHED"}
 
 
@@ -85,7 +85,7 @@ class PATINA_OT_variant_use_settings(_OfAVariant, bpy.types.Operator):
         try:
             settings.take_over(variants.request_of(self.variant(context)), context.object, context.scene)
         except (*generate.PROBLEMS, TypeError) as error:
-            return failed(self, session.current(), str(error))
+            return failed(self, session.current(), error)
         return {"FINISHED"}
 
 
@@ -112,7 +112,7 @@ class PATINA_OT_variant_delete(_OfAVariant, bpy.types.Operator):
                 _step_aside(obj, variant)
             variants.delete(obj, run)
         except generate.PROBLEMS as error:
-            return failed(self, running, str(error))
+            return failed(self, running, error)
         running.look_around()
         return {"FINISHED"}
 
@@ -157,7 +157,7 @@ class PATINA_OT_refine(_StartsFromAVariant, bpy.types.Operator):
         try:
             run = self.variant(context).run
         except generate.PROBLEMS as error:
-            return failed(self, session.current(), str(error))
+            return failed(self, session.current(), error)
         return start_all(self, context, [(context.object, {"start": run})])
 
 
@@ -175,7 +175,7 @@ class PATINA_OT_more_seeds(_StartsFromAVariant, bpy.types.Operator):
             request = variants.request_of(self.variant(context))
             settings.take_over(request, obj, context.scene)
         except (*generate.PROBLEMS, TypeError) as error:
-            return failed(self, session.current(), str(error))
+            return failed(self, session.current(), error)
         draw = random.SystemRandom() if not bpy.app.background else random.Random(request.seed)
         seeds = [draw.randrange(2**31) for _ in range(self.count)]
         runs = [{"show": seed == seeds[0], "seed": seed} for seed in seeds]

@@ -64,8 +64,11 @@ def test_package_refuses_options_it_does_not_have():
 def test_the_real_package_is_built_and_validated_by_blenders_own_tool(tmp_path, monkeypatch):
     if build.extension_tool() is None:
         pytest.skip("no bpy in .venv and no Blender on PATH")
+    assert call("package", "--repository", tmp_path / "site").returncode == 0
+    (tmp_path / "site" / f"patina-{MANIFEST['version']}.zip").rename(tmp_path / "site" / "patina-0.0.1.zip")
     done = call("package", "--repository", tmp_path / "site")
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "patina-0.0.1.zip").exists(), "who has an index of yesterday still finds it"
     (listed,) = json.loads((tmp_path / "site" / "index.json").read_text())["data"]
     assert (listed["id"], listed["version"]) == ("patina", MANIFEST["version"])
     assert listed["archive_size"] == (tmp_path / "site" / f"patina-{MANIFEST['version']}.zip").stat().st_size

@@ -88,6 +88,14 @@ def test_nothing_is_unpickled(path):
     assert "allow_pickle=True" not in source and "weights_only=False" not in source
 
 
+def test_no_property_brings_a_search_function_into_blender_4_2():
+    """There it ends Blender with a crash, so that the one in settings.py is asked for by its version."""
+    for path in ADDON:
+        calls = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+        given = [node.lineno for node in calls for option in node.keywords if option.arg == "search"]
+        assert given == [], f"{name(path)}, line {given[0]}: use **settings._SUGGESTED"
+
+
 @pytest.mark.parametrize("path", [p for p in [*ADDON, *BACKEND] if p.stat().st_size], ids=name)
 def test_every_file_says_its_licence(path):
     first = path.read_text("utf-8").splitlines()[0]

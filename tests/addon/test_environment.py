@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from addon import environment, protocol
+from addon import environment, protocol, tasks
 from addon.pip_output import PipOutput
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="makes shell scripts")
@@ -332,3 +332,34 @@ def test_progress_never_goes_back(tmp_path, recipe):
     build = environment.EnvironmentBuild(tmp_path / "env", (), recipe)
     build._work = iter([(0.5, "with PyTorch's own index"), (0.2, "again without it"), (0.6, "further")])
     assert [build.tick()[0] for _ in range(4)] == [0.5, 0.5, 0.6, 1.0]
+
+
+def test_an_environment_is_deleted_a_little_at_a_time(tmp_path):
+    home, outside = tmp_path / "backend-env", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    inner = home / "lib" / "site-packages"
+    inner.mkdir(parents=True)
+    for number in range(3000):
+        (inner / str(number)).touch()
+    (home / "lib64").symlink_to("lib")
+    (home / "elsewhere").symlink_to(outside)
+    left = tasks.removed(home) / "1"  # of a Blender that was killed
+    left.mkdir(parents=True)
+    (left / "file").touch()
+    task, longest = tasks.Removal(home, 0.01), 0.0
+    assert not home.exists(), "a new one may be made at once"
+    home.mkdir()
+    for _ in range(1000):
+        began = time.monotonic()
+        task.tick()
+        longest = max(longest, time.monotonic() - began)
+        if task.finished:
+            break
+    assert task.finished and not task.error and not tasks.removed(home).exists()
+    assert home.exists() and (outside / "kept").exists() and longest < 0.5
+
+    (home / "file").touch()
+    task = tasks.Removal(home, 0.01)
+    task.cancel()
+    assert task.error == "Cancelled." and tasks.removed(home).exists()

@@ -77,6 +77,9 @@ assert len(shown) == 4 and all("made" in i.filepath and tuple(i.size) == (512, 5
     assert "[1/" in said or "[2/" in said
 
 
+_ONE = '[[job]]\nobjects="Cube"\nprompt="x"\n'
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -86,7 +89,29 @@ assert len(shown) == 4 and all("made" in i.filepath and tuple(i.size) == (512, 5
         ('[[job]]\nobjects="Cube"', "prompt is missing"),
         ('[[job]]\nobjects="Cube"\nprompt="x"\nquality="best"', "quality must be"),
         ('[[job]]\nobjects="Cube"\nprompt="x"\nseeds=[1,2]\nout="one"', "Two jobs write to one"),
-        ('[[job]]\nobjects="Cube"\nprompt="x"\nout="{shape}"', "out may hold"),
+        (_ONE + 'out="one/two"\n' + _ONE + 'out="./one//two/."', "Two jobs write to one"),
+        (_ONE + 'out="one"\n' + _ONE + 'out="two/../one"', "Two jobs write to one"),
+        (_ONE + 'out="{shape}"', "out may hold"),
+        (_ONE + 'out="{object.__class__}"', "out may hold"),
+        (_ONE + 'out="{}"', "out may hold"),
+        (_ONE + 'out="{object"', "out may hold"),
+        (_ONE + "out=5", "out must be the name of a folder"),
+        (_ONE + 'out=" "', "out must be the name of a folder"),
+        (_ONE + 'out="a\\u0000b"', "out must be the name of a folder"),
+        (_ONE + 'seed="1"', "seed is missing or not a number"),
+        (_ONE + "seed=1.5", "seed is missing or not a number"),
+        (_ONE + "seed=true", "seed is missing or not a number"),
+        (_ONE + "seed=-1", "seed must lie between"),
+        (_ONE + "seeds=[]", "seed is missing"),
+        (_ONE + 'texture_size="big"', "texture_size has the wrong type"),
+        (_ONE + 'extra_maps="height"', "extra_maps has the wrong type"),
+        (_ONE + "steps=nan", "steps has the wrong type"),
+        ('[[job]]\nobjects=[1]\nprompt="x"', "objects is missing or not text"),
+        ('[[job]]\nobjects="Cube"\nprompt={a=1}', "prompt is missing or not text"),
+        ("job = [1, 2]", "must hold [[job]]"),
+        ("job = 5", "must hold [[job]]"),
+        ('[job]\nobjects="Cube"', "must hold [[job]]"),
+        ("defaults = 5\n" + _ONE, "must hold [[job]]"),
     ],
 )
 def test_lists_that_cannot_be_used(tmp_path, content, sentence):
@@ -96,6 +121,18 @@ def test_lists_that_cannot_be_used(tmp_path, content, sentence):
     with pytest.raises(batch.BatchProblem) as problem:
         batch.read(tmp_path / "list.toml", ["Cube"])
     assert sentence in str(problem.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../up", "..", "/etc", "a/../../b", "C:\\up", "{prompt}", ".", " ", "x" * 63, "机器"]
+)
+def test_no_objects_name_leads_out_of_its_folder(tmp_path, name):
+    from addon import batch
+
+    (tmp_path / "list.toml").write_text('[[job]]\nobjects="*"\nprompt="../x"\nout="made/{object}/{prompt}"')
+    (wish,), unmatched = batch.read(tmp_path / "list.toml", [name])
+    folder = (tmp_path / wish.out).resolve()
+    assert folder.parents[1] == (tmp_path / "made").resolve() and not unmatched
 
 
 def test_a_job_whose_old_backend_still_saves_is_waited_for(tmp_path):

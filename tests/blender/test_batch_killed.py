@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A batch that is killed (kill -9) at random moments and gone on with: file by file what an undisturbed one makes.
 
-A moment is a number of file operations of the batch's process, so that it falls between any two of them: between the
-export and its mark, in the middle of four maps, before the stamp. Every other time the backend is killed with it.
+With the fake backend a moment is a number of file operations of the batch's process, so that it falls between any two
+of them: between the export and its mark, in the middle of four maps, before the stamp. Every other time the backend is
+killed with it. With the real one, whose run has stages, it is a random time behind what its events tell, so that no
+stage is left out.
 """
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +24,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("bpy")
+
+from addon import protocol  # noqa: E402
 
 from . import harness  # noqa: E402
 
@@ -68,17 +74,37 @@ out = "made/{object}/{seed}"
 _REAL = """
 [defaults]
 texture_size = 512
-steps = 40
+steps = 60
 views = 1
 out = "made/{object}"
 [[job]]
-objects = "Chair.[0-2]"
-prompt = "rusty iron"
+objects = "Chair.[0-1]"
+prompt = "red brick"
 seed = 3
+[[job]]
+objects = "Chair.2"
+prompt = "polished gold"
 [[job]]
 objects = "Cube"
 prompt = "an unknown word"
 """
+
+# Behind what of the backend (nothing: the batch's own start), who is killed, at most how many seconds later. A batch
+# whose backend alone was killed goes on, and the next kill is its.
+_MOMENTS = (
+    ("nothing", "batch", 6.0),
+    ("Choosing the material", "both", 1.5),
+    ("Painting", "backend", 1.0),
+    ("Checkpoint", "both", 0.6),
+    ("Checkpoint", "batch", 0.6),
+    ("Checkpoint", "backend", 0.6),
+    ("Writing the maps", "backend", 0.4),
+    ("Choosing the material", "batch", 1.5),
+    ("Checkpoint", "both", 0.6),
+    ("Checkpoint", "both", 0.6),
+    ("Writing the maps", "both", 0.4),
+)
+_CHECKPOINT_SECONDS = "0.4"  # instead of 20: the state of a run of a few seconds shall be saved, too
 
 
 def _start(folder: Path, script: Path, kill_at: int) -> subprocess.Popen:
@@ -91,13 +117,17 @@ def _start(folder: Path, script: Path, kill_at: int) -> subprocess.Popen:
     }
     with open(folder / "log.txt", "a") as log:
         command = [sys.executable, "-u", str(script)]
-        return subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
+        return subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True)
 
 
 def _script(folder: Path, wishes: str, lanes: int, package_root: str | None) -> Path:
     folder.mkdir()
     prelude = harness._PRELUDE.format(
-        limit=500, patience=1, repo=str(harness.REPO), here=str(Path(__file__).parent), tmp=str(folder)
+        limit=500 * harness.PATIENCE,
+        patience=harness.PATIENCE,
+        repo=str(harness.REPO),
+        here=str(Path(__file__).parent),
+        tmp=str(folder),
     )
     root = f"running.package_root = Path({package_root!r})\n" if package_root else ""
     script = folder / "scenario.py"
@@ -212,11 +242,121 @@ def test_ten_items_with_a_fast_backend(tmp_path, kills):
     assert states.count("failed") == 2 and set(states) <= {"done", "skipped", "failed"}
 
 
+def _real_root(folder: Path) -> Path:
+    """A package root with the real add-on and the real backend, file by file, that saves its state more often."""
+    often = re.sub(
+        r"(?m)^CHECKPOINT_SECONDS = .*$",
+        f"CHECKPOINT_SECONDS = {_CHECKPOINT_SECONDS}",
+        (harness.REPO / "backend" / "texturing.py").read_text("utf-8"),
+    )
+    assert f"CHECKPOINT_SECONDS = {_CHECKPOINT_SECONDS}\n" in often
+    (folder / "backend").mkdir(parents=True)
+    (folder / "addon").symlink_to(harness.REPO / "addon")
+    for path in (harness.REPO / "backend").iterdir():
+        if path.name not in ("texturing.py", "__pycache__"):
+            (folder / "backend" / path.name).symlink_to(path)
+    (folder / "backend" / "texturing.py").write_text(often, "utf-8")
+    return folder
+
+
+def _attempts(folder: Path) -> list[protocol.AttemptFolder]:
+    paths = (folder / "list.batch" / "items").glob("*/attempts/*")
+    return [protocol.AttemptFolder(path) for path in sorted(paths)]
+
+
+def _told(attempt: protocol.AttemptFolder) -> list[protocol.Event]:
+    return protocol.read_lines(attempt.events, 0, protocol.Event)[0]
+
+
+def _has_come(what: str, attempt: protocol.AttemptFolder) -> bool:
+    """Is it where this attempt stands? A stage that is over has not come: it will in another attempt."""
+    told = _told(attempt)
+    if not told or isinstance(told[-1], protocol.TERMINAL_EVENTS):
+        return False
+    if what == "Checkpoint":
+        return any(isinstance(event, protocol.Checkpoint) for event in told) and not _has_come("Writing", attempt)
+    stages = [event.stage for event in told if isinstance(event, protocol.Progress)]
+    return bool(stages) and stages[-1].startswith(what)
+
+
+def _stage(attempts: list[protocol.AttemptFolder]) -> str:
+    """Where the newest of these attempts stood."""
+    told = _told(attempts[-1]) if attempts else []
+    steps = [event.step for event in told if isinstance(event, (protocol.Progress, protocol.Checkpoint))]
+    saved = [event.step for event in told if isinstance(event, protocol.Checkpoint)]
+    stages = [event.stage for event in told if isinstance(event, protocol.Progress)]
+    end = f", ended as {type(told[-1]).__name__}" if told and isinstance(told[-1], protocol.TERMINAL_EVENTS) else ""
+    if not stages:
+        return f"before its first stage{end}"
+    return f"{stages[-1]}, step {steps[-1]}, saved {saved[-1] if saved else 'not'}{end}"
+
+
+def _kill_at_the_next(what: str, whom: str, later: float, process: subprocess.Popen, folder: Path, seen: set) -> str:
+    """Wait for the moment, kill; where the attempt stood that it hit. `seen`: the attempts that are over."""
+    end = time.monotonic() + 150 * harness.PATIENCE
+    hit = []
+    while what != "nothing" and not hit:
+        assert time.monotonic() < end, f"{what!r} did not come:\n{_said(folder)[-2000:]}"
+        assert process.poll() is None, f"it came to its end before {what!r}:\n{_said(folder)[-2000:]}"
+        hit = [attempt for attempt in _attempts(folder) if attempt.path not in seen and _has_come(what, attempt)]
+        time.sleep(0.01)
+    time.sleep(later)
+    backends = _children(process.pid)
+    if whom != "backend":
+        assert process.poll() is None, f"it came to its end before it was killed at {what!r}"
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait(10) == -signal.SIGKILL
+    for backend in backends if whom != "batch" else ():
+        os.killpg(backend, signal.SIGKILL)
+    hit = hit or [attempt for attempt in _attempts(folder) if attempt.path not in seen]
+    stood = _stage(hit)
+    seen.update(attempt.path for attempt in hit)
+    return stood
+
+
+def _gone_on_with(folder: Path) -> int:
+    """How many attempts went on from a state that one had saved whose process was killed."""
+    count = 0
+    for item in (folder / "list.batch" / "items").iterdir():
+        told = [_told(protocol.AttemptFolder(path)) for path in sorted(item.glob("attempts/*"))]
+        told = [events for events in told if events and isinstance(events[0], protocol.Started)]
+        for before, after in itertools.pairwise(told):
+            saved = [event.step for event in before if isinstance(event, protocol.Checkpoint)]
+            cut_off = not isinstance(before[-1], protocol.TERMINAL_EVENTS)
+            count += bool(cut_off and saved and after[0].resumed_from_step >= saved[-1] > 0)
+    return count
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the backends in /proc")
 def test_the_real_backend_goes_on_from_its_checkpoints(tmp_path):
     pytest.importorskip("torch")
-    made, states = _killed_is_as_whole(tmp_path, _REAL, 1, str(harness.REPO), KILLS, 400)
+    began, limit = time.monotonic(), 300 * harness.PATIENCE
+    root, chance = str(_real_root(tmp_path / "root")), random.Random(8)
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    code, _ = _wait(_start(whole, _script(whole, _REAL, 1, root), 0), limit)
+    assert code == 0 and "ended with 1" in _said(whole), _said(whole)[-3000:]
+    undisturbed = time.monotonic() - began
+    script, seen, process, stood = _script(parted, _REAL, 1, root), set(), None, []
+    try:
+        for what, whom, latest in _MOMENTS:
+            if process is None or process.poll() is not None:
+                process = _start(parted, script, 0)
+            later = chance.uniform(0.0, latest)
+            stood.append(_kill_at_the_next(what, whom, later, process, parted, seen))
+            print(f"{time.monotonic() - began:4.0f} s: {whom} killed {later:.2f} s behind {what}: {stood[-1]}")
+    finally:
+        if process is not None and process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+    code, _ = _wait(_start(parted, script, 0), limit)
+    assert code == 0 and "ended with 1" in _said(parted), _said(parted)[-3000:]
+    expected, made = _files(whole), _files(parted)
+    differing = sorted(name for name in expected.keys() | made.keys() if expected.get(name) != made.get(name))
+    assert differing == [], f"{differing} after kills at {stood}"
     assert sum(name.endswith(".png") for name in made) >= 3 * 4
-    assert states.count("failed") == 1 and len(states) == 4
-    attempts = [len(list(item.glob("attempts/*"))) for item in (tmp_path / "parted" / "list.batch" / "items").iterdir()]
-    assert max(attempts) >= 3, "no run was interrupted in its middle"
+    rows = json.loads((parted / "list.batch" / "report.json").read_text())["items"]
+    assert sorted(row["state"] for row in rows if row["state"] != "skipped")[-1] == "failed" and len(rows) == 4
+    assert _gone_on_with(parted) >= 2, f"nearly no run went on from what a killed one had saved: {stood}"
+    print(f"{len(stood)} kills, {_gone_on_with(parted)} gone on with from a checkpoint, {len(made)} files the same")
+    print(f"{undisturbed:.0f} s undisturbed, {time.monotonic() - began:.0f} s in all")

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Maps of every format as Blender reads them: the same values, and the colour space that each wants."""
 
-import bpy
 import numpy as np
 import pytest
-import torch
 
-from backend import maps
-from backend.shading import srgb_to_linear
+bpy = pytest.importorskip("bpy")
+torch = pytest.importorskip("torch")  # not beside every bpy that is tested
+
+from backend import maps  # noqa: E402
+from backend.shading import srgb_to_linear  # noqa: E402
 
 
 @pytest.mark.parametrize(("file_format", "bits", "off"), [

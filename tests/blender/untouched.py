@@ -8,6 +8,9 @@ import numpy as np
 
 _OURS = {"patina", "patina_export", "rna_type", "bl_rna", "bl_system_properties_get"}
 
+# What follows from other state; the dimensions in 4.2 by rounding, whenever a subdivided mesh is evaluated anew.
+_MIRRORS = {"session_uid", "users", "is_evaluated", "active_material_index", "frame_float", "dimensions"}
+
 
 def fingerprint(ours=()) -> dict[str, str]:
     """By kind: meshes with UV layers and selection, slots, materials, objects, scene, view layer. `ours`: names of
@@ -64,7 +67,7 @@ def _plain(data) -> list:
     for prop in data.bl_rna.properties:
         if prop.identifier in _OURS or prop.type in ("POINTER", "COLLECTION"):
             continue
-        if prop.identifier in ("session_uid", "users", "is_evaluated", "active_material_index", "frame_float"):
+        if prop.identifier in _MIRRORS:
             continue
         value = getattr(data, prop.identifier)
         values.append((prop.identifier, tuple(map(str, value)) if getattr(prop, "is_array", False) else str(value)))
