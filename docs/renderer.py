@@ -60,15 +60,17 @@ def recovery(told: dict) -> list[str]:
 def seams(told: dict) -> list[str]:
     lines = [
         f"**Seams** (`evaluate seams`, “{told['prompt']}” at {told['size']}: how far stored values are apart on both",
-        "sides of UV seams, in the files as written / without the stitch / one texel's step inside an island):",
+        "sides of UV seams, in the files as written / without the stitch / one texel's step inside an island; and how",
+        "much of the normals' slopes (rms) is no relief's, as written / as painted):",
         "",
-        "| shape | base colour | metallic | roughness | normal |",
-        "|---|---|---|---|---|",
+        "| shape | base colour | metallic | roughness | normal | no relief's |",
+        "|---|---|---|---|---|---|",
     ]
     for row in told["rows"]:
         columns = [row[name] for name in ("across_seams", "without_the_stitch", "one_texel_inside")]
         cells = [" / ".join(f"{column[name]['mean']:.4f}" for column in columns) for name in columns[0]]
-        lines.append(f"| {row['shape']} | {' | '.join(cells)} |")
+        curl = f"{row['curl_share']:.1%} / {row['curl_share_as_painted']:.1%}"
+        lines.append(f"| {row['shape']} | {' | '.join(cells)} | {curl} |")
     return lines
 
 

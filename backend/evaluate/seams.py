@@ -5,7 +5,8 @@
 
 Each shape is textured by the built-in prior, whose patterns know no seams; the 8-bit images, gutters and all, are read
 bilinearly from both sides of every cut. Beside it the same without the stitch, and what two points of a texel's
-distance inside an island differ by, which is what an eye cannot tell from the pattern.
+distance inside an island differ by, which is what an eye cannot tell from the pattern. And how much of the normals'
+slopes belongs to no relief, in the final maps and before that is taken out.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from addon import protocol
 
-from .. import ggx_tables, material, optimisation, planning, seams
+from .. import ggx_tables, material, optimisation, planning, relief, seams
 from ..mesh import Mesh
 from ..models import ModelShelf
 from ._shapes import SHAPES
@@ -46,16 +47,13 @@ def textured(mesh: Mesh, size: int, steps: int) -> tuple[material.LearnableMaps,
     return state.average, material.texels(mesh, size)
 
 
-def apart(maps: material.LearnableMaps, where: material.Texels, stitched: bool) -> Tensor:
-    """(P, 7) differences across the cuts in the written images."""
-    baked = material.bake(maps, where if stitched else replace(where, cuts=seams.without_pairs(where.cuts)))
-    written = as_written(baked, material.coverage(where)).permute(1, 2, 0).flip(0)
-    return seams.jumps(where.cuts, written).abs()
+def written(baked: dict[str, Tensor], where: material.Texels) -> Tensor:
+    """(S, S, 7) stored values, row 0 at the top."""
+    return as_written(baked, material.coverage(where)).permute(1, 2, 0).flip(0)
 
 
-def inside(maps: material.LearnableMaps, where: material.Texels) -> Tensor:
+def inside(written: Tensor, where: material.Texels) -> Tensor:
     """(K, 7) differences of stored values between texels and their right neighbours, both inside of an island."""
-    written = as_written(material.bake(maps, where), material.coverage(where)).permute(1, 2, 0).flip(0)
     covered = torch.zeros(where.size**2, dtype=torch.bool)
     covered[where.index[~where.border].cpu()] = True
     both = (covered & covered.roll(-1)).view(where.size, -1)[:, :-1]
@@ -68,6 +66,28 @@ def figures(difference: Tensor) -> dict[str, dict[str, float]]:
     return {
         name: {"mean": round(float(x.mean()), 5), "p99": round(float(x.quantile(0.99)), 5)} for name, x in worst.items()
     }
+
+
+def row(name: str, size: int, steps: int) -> dict[str, object]:
+    """The figures of one shape."""
+    mesh = SHAPES[name]()
+    maps, where = textured(mesh, size, steps)
+    final = material.bake(maps, where, lambda values: relief.without_curl(mesh, where, values, size))
+    unstitched = material.bake(maps, replace(where, cuts=seams.without_pairs(where.cuts)))
+
+    def across(images: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+        return figures(seams.jumps(where.cuts, written(images, where)).abs())
+
+    def curl(images: dict[str, Tensor]) -> float:
+        return round(relief.curl_share(mesh, where, images["normal"]), 3)
+
+    return {
+        "shape": name, "points": len(where.cuts.uv_a),
+        "smooth_share": round(float(where.cuts.smooth.float().mean()), 3),
+        "across_seams": across(final), "without_the_stitch": across(unstitched),
+        "one_texel_inside": figures(inside(written(final, where), where)),
+        "curl_share": curl(final), "curl_share_as_painted": curl(material.bake(maps, where)),
+    }  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -83,14 +103,7 @@ def main(arguments: list[str]) -> int:
             parser.error(f"{name!r} is none of {', '.join(CUT)}.")
     rows = []
     for name in names:
-        maps, where = textured(SHAPES[name](), options.size, options.steps)
-        rows.append({
-            "shape": name, "points": len(where.cuts.uv_a),
-            "smooth_share": round(float(where.cuts.smooth.float().mean()), 3),
-            "across_seams": figures(apart(maps, where, stitched=True)),
-            "without_the_stitch": figures(apart(maps, where, stitched=False)),
-            "one_texel_inside": figures(inside(maps, where)),
-        })  # fmt: skip
+        rows.append(row(name, options.size, options.steps))
         print(json.dumps(rows[-1]), flush=True)
         results = {"prompt": PROMPT, "size": options.size, "steps": options.steps, "rows": rows}
         protocol.write_beside(options.json, json.dumps(results, indent=1).encode())

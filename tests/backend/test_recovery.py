@@ -85,6 +85,7 @@ def test_seams_are_measured_as_they_are_written(tmp_path):
     assert row["points"] > 100
     across, without = row["across_seams"]["base_color"]["mean"], row["without_the_stitch"]["base_color"]["mean"]
     assert across < 0.01 and across < without
+    assert 0 <= row["curl_share"] < 0.1 and row["curl_share_as_painted"] <= 1
 
 
 def gather_uv(stored, uv):
