@@ -16,8 +16,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,18 +25,14 @@ import torch
 
 from addon import protocol
 
-from .. import ggx_tables, lighting, material, optimisation, rasterizers, views
-from ..mesh import Mesh, load_job_mesh, save_job_mesh
-from ..rasterize import Triangles, look
+from .. import ggx_tables, lighting, material, rasterizers
+from ..mesh import load_job_mesh, save_job_mesh
+from ..rasterize import look
 from ..shading import linear_to_srgb, shade
-from ._known import MATERIALS, Oracle, image
+from ._child import child
 from ._shapes import torus
-from .recovery import plan_for
+from ._step_speed import busy, new_pool, size_ratio, step
 
-ROOT = Path(__file__).resolve().parents[2]
-PROMPT = "red plastic"
-STEPS, WARM_UP = 12, 4
-LONGEST_S = 1800  # of one measurement in a process of its own
 VIEWS = [0, 1, 2, 3]
 
 
@@ -73,7 +67,7 @@ def beside_mitsuba(settings: tuple, timed: int) -> dict[str, object]:
     than `timed` samples a pixel, that many are timed, and it takes longer still."""
     ours = renderer(*settings)
     try:
-        theirs = child("mitsuba_times", str(ours["size"]), str(ours["texture"]), str(timed))
+        theirs = child(mitsuba_times, str(ours["size"]), str(ours["texture"]), str(timed))
     except RuntimeError as error:
         said = str(error).splitlines()
         return ours | {"mitsuba": next((line for line in said if "ERROR" in line), said[-1])}
@@ -133,98 +127,6 @@ def rasteriser(sizes: tuple[tuple[int, int], ...] = ((48, 24), (96, 48), (270, 1
     return {"meshes": rows}
 
 
-def step(quality: str = "standard") -> dict[str, object]:
-    """A step of the built-in prior: CPU time in its network, in its own renders around that, and in ours."""
-    from .. import planning
-    from ..models import ModelShelf
-
-    model = ModelShelf().get(protocol.BUILT_IN_MODEL, torch.device("cpu"))
-    model.set_prompt(PROMPT, "")
-    plan = planning.make_plan(protocol.TextureRequest(prompt=PROMPT, quality=quality), model)
-    pool = new_pool(torus(), plan.render_size, "cpu")
-    network, prior = Clock(), Clock()
-    hooks = model.unet.register_forward_pre_hook(network.begin), model.unet.register_forward_hook(network.end)
-    predict = model.predict
-
-    def timed(*arguments: object) -> object:
-        prior.begin()
-        try:
-            return predict(*arguments)
-        finally:
-            prior.end()
-
-    model.predict = timed
-    totals, (networks, priors) = run_steps(plan, model, pool, (network, prior))
-    for hook in hooks:
-        hook.remove()
-    order = sorted(range(len(totals)), key=totals.__getitem__)
-    middle = order[len(order) // 2]  # the step of median length, whole
-    total, inside, asked = totals[middle], networks[middle], priors[middle]
-    return {
-        "quality": quality, "views": plan.views, "render_size": plan.render_size, "finest": plan.finest,
-        "step_cpu_ms": round(1e3 * total, 1), "network_cpu_ms": round(1e3 * inside, 1),
-        "prior_cpu_ms": round(1e3 * asked, 1), "outside_network_cpu_ms": round(1e3 * (total - inside), 1),
-        "outside_prior_cpu_ms": round(1e3 * (total - asked), 1),
-        "outside_network_share": round((total - inside) / total, 3),
-        "outside_prior_share": round((total - asked) / total, 3),
-    }  # fmt: skip
-
-
-class Clock:
-    """CPU seconds between `begin` and `end`, added up; usable as hooks of a torch module."""
-
-    def __init__(self) -> None:
-        self.total = self.began = 0.0
-
-    def begin(self, *_: object) -> None:
-        self.began = time.process_time()
-
-    def end(self, *_: object) -> None:
-        self.total += time.process_time() - self.began
-
-
-def run_steps(plan, model, pool, clocks: tuple[Clock, ...] = ()) -> tuple[list[float], list[list[float]]]:
-    """CPU seconds of each of STEPS steps in the middle of a run, with all views at hand; and of each of `clocks`."""
-    tables = ggx_tables.load()
-    state = optimisation.new_state(plan, torch.device("cpu"))
-    # What a model keeps of a view is made once in a run, and a run of 900 steps looks at each view 25 times.
-    for first in range(0, len(pool.cameras), 4):
-        indices = list(range(first, min(first + 4, len(pool.cameras))))
-        lights = lighting.sample(len(indices), torch.Generator().manual_seed(first))
-        scene = pool.scene(indices, lights, plan.pattern_scale, optimisation.pattern_offset(plan.seed))
-        count = len(indices)
-        noisy = torch.zeros(count, 3, pool.size, pool.size)
-        model.predict(noisy, torch.full((count,), 500), scene, plan.guidance_scale != 1)
-    totals: list[float] = []
-    parts: list[list[float]] = [[] for _ in clocks]
-    for number in range(WARM_UP + STEPS):
-        state.step = plan.steps // 2 + number
-        began, before = time.process_time(), [clock.total for clock in clocks]
-        optimisation.step(state, plan, model, pool, tables)
-        if number >= WARM_UP:
-            totals.append(time.process_time() - began)
-            for part, clock, start in zip(parts, clocks, before, strict=True):
-                part.append(clock.total - start)
-    return totals, parts
-
-
-def size_ratio(sizes: tuple[int, int] = (1024, 4096)) -> dict[str, object]:
-    """A step with the larger output beside one with the smaller, by turns."""
-    from .. import planning
-
-    model = Oracle(image(MATERIALS["smooth"], 256), 64, ggx_tables.load())
-    pool = new_pool(torus(), 64, "cpu")
-    least_of = {}
-    for output in (*sizes, *sizes):
-        request = protocol.TextureRequest(prompt=PROMPT, texture_size=output)
-        totals, _ = run_steps(planning.make_plan(request, model), model, pool)
-        least_of[output] = min(least_of.get(output, 1e9), *totals)
-    small, large = (least_of[size] for size in sizes)
-    return {
-        **{f"cpu_ms_{size}": round(1e3 * least_of[size], 1) for size in sizes}, "ratio": round(large / small, 3),
-    }  # fmt: skip
-
-
 def setup(triangles: int = 1_000_000) -> dict[str, object]:
     """From a job's mesh file to the G-buffer of four pictures, in a process of its own for each rasteriser."""
     with tempfile.TemporaryDirectory() as folder:
@@ -237,7 +139,7 @@ def setup(triangles: int = 1_000_000) -> dict[str, object]:
         del mesh
         for name in ("torch", "embree"):
             try:
-                told[name] = child("setup_times", str(path), name)
+                told[name] = child(setup_times, str(path), name)
             except RuntimeError as error:
                 told[name] = str(error).strip().splitlines()[-1]
         return told
@@ -258,62 +160,6 @@ def setup_times(path: str, rasterizer: str) -> dict[str, object]:
         "one_more_view_cpu_ms": round(1e3 * (time.process_time() - done)),
         "peak_mb": peak_memory_mb(), "before_mb": before,
     }  # fmt: skip
-
-
-def busy(size: int = 64, texture: int = 256) -> dict[str, object]:
-    """Steps under the launcher's settings, alone and beside a process that is busy all the time."""
-    quiet = child("step_times", str(size), str(texture))
-    spinner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        loud = child("step_times", str(size), str(texture))
-    finally:
-        spinner.kill()
-        spinner.wait()
-    return {"quiet": quiet, "busy": loud, "times_slower": round(loud["ms"] / quiet["ms"], 2)}
-
-
-def step_times(size: str, texture: str) -> dict[str, float]:
-    model = Oracle(image(MATERIALS["smooth"], int(texture)), int(size), ggx_tables.load())
-    pool, plan = new_pool(torus(), int(size), "cpu"), plan_for(int(texture), int(size), 400)
-    run_steps(plan, model, pool)
-    state, tables, walls = optimisation.new_state(plan, torch.device("cpu")), ggx_tables.load(), []
-    for number in range(WARM_UP + 2 * STEPS):
-        began = time.monotonic()
-        state.step = plan.steps // 2 + number
-        optimisation.step(state, plan, model, pool, tables)
-        walls.append(time.monotonic() - began)
-    middle = sum(walls[WARM_UP:]) / len(walls[WARM_UP:])
-    return {"ms": round(1e3 * middle, 1), "threads": torch.get_num_threads()}
-
-
-def child(function: str, *arguments: str) -> dict[str, object]:
-    """A function of this file in a process with the launcher's settings; it prints its answer as JSON. Raises
-    RuntimeError with what it said last."""
-    code = f"import json, sys\nfrom {__name__} import {function}\nprint(json.dumps({function}(*sys.argv[1:])))"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], env=launcher_environment(), capture_output=True, text=True,
-            timeout=LONGEST_S, cwd=ROOT, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"{function} took more than {LONGEST_S} s.") from None
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:].strip() or f"{function} ended with {done.returncode}.")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def launcher_environment() -> dict[str, str]:
-    """What the add-on starts the backend with. Asked, not imported: the backend knows nothing of the launcher."""
-    code = "import json; from addon.worker import backend_environment; print(json.dumps(backend_environment()))"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=60)
-    return json.loads(done.stdout)
-
-
-def new_pool(mesh: Mesh, size: int, device: str, rasterizer: str = "auto") -> views.ViewPool:
-    mask = torch.from_numpy(mesh.face_mask)
-    generator = torch.Generator().manual_seed(0)
-    return views.new_pool(Triangles.of(mesh, device), mask, size, generator, rasterizer)
 
 
 def least(work: Callable[[], object], device: str, repeats: int = 5, warm_up: int = 1) -> tuple[float, float]:

@@ -11,15 +11,15 @@ import torch
 
 from addon import protocol, worker
 from backend import planning
-from backend.evaluate import speed
+from backend.evaluate import _child, _step_speed, speed
 
 EMBREE = importlib.util.find_spec("embreex") is not None
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(speed, "STEPS", 2)
-    monkeypatch.setattr(speed, "WARM_UP", 1)
+    monkeypatch.setattr(_step_speed, "STEPS", 3)
+    monkeypatch.setattr(_step_speed, "WARM_UP", 1)
 
 
 def test_the_renderer_and_the_file(tmp_path, capsys):
@@ -70,7 +70,7 @@ def test_the_shares_of_a_step_add_up():
 def test_output_beyond_what_views_resolve_changes_nothing_of_a_step():
     told = speed.size_ratio((512, 4096))
     assert told["ratio"] == pytest.approx(told["cpu_ms_4096"] / told["cpu_ms_512"], rel=0.05)
-    model = speed.Oracle(torch.zeros(7, 8, 8), 64, None)
+    model = _step_speed.Oracle(torch.zeros(7, 8, 8), 64, None)
     requests = (protocol.TextureRequest(prompt="x", texture_size=size) for size in (1024, 4096))
     assert len({planning.make_plan(request, model) for request in requests}) == 1
 
@@ -87,7 +87,7 @@ def test_setting_up_is_measured_in_a_process_of_its_own():
 
 
 def test_busy_steps_run_as_the_launcher_starts_them():
-    asked, own = speed.launcher_environment(), worker.backend_environment()
+    asked, own = _child.launcher_environment(), worker.backend_environment()
     assert {name for name in asked if name.startswith("OMP")} == {name for name in own if name.startswith("OMP")}
     assert asked["OMP_WAIT_POLICY"] == "passive" and asked["OMP_NUM_THREADS"] == own["OMP_NUM_THREADS"]
     told = speed.busy(16, 32)
@@ -109,5 +109,5 @@ def test_rasterisers_are_compared():
 def test_a_failing_child_says_why():
     began = time.monotonic()
     with pytest.raises(RuntimeError, match="no mesh file"):
-        speed.child("setup_times", "/nowhere/mesh.npz", "torch")
+        _child.child(speed.setup_times, "/nowhere/mesh.npz", "torch")
     assert time.monotonic() - began < 120
