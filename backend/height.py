@@ -72,9 +72,9 @@ def slopes(normal: Tensor, covered: Tensor, size: int) -> np.ndarray:
 def fit(mesh: Mesh, where: material.Texels, rises: np.ndarray) -> tuple[Links, np.ndarray]:
     """What the `rises` (S * S, 2) of `slopes` say between texels, and the heights (K,) in object radii that come
     nearest to it, each connected part about its own mean."""
-    size, index = where.size, where.index.numpy()
-    triangle = where.triangle.numpy()
-    position = where.position.numpy().astype(np.float64)
+    size, index = where.size, where.index.cpu().numpy()
+    triangle = where.triangle.cpu().numpy()
+    position = where.position.cpu().numpy().astype(np.float64)
     tangent, bitangent = axes(mesh, triangle)
     uphill = rises[index, :1] * tangent + rises[index, 1:] * bitangent
     island = _islands(mesh)[triangle]
