@@ -27,40 +27,10 @@ LIMIT_S = 900.0  # for one run of the backend
 COLORS = "80"
 
 _INSIDE = """
-import traceback
 scene = bpy.context.scene
 scene.patina.texture_size, scene.patina.steps = "512", 60
 stored = bpy.context.preferences.addons["bl_ext.user_default.patina"].preferences
 stored.data_folder = STATE + "-data"  # no run of another time is left there
-panels = {name.removeprefix("PATINA_PT_"): getattr(bpy.types, name) for name in dir(bpy.types)
-          if name.startswith("PATINA_PT_") and name != "PATINA_PT_main"}
-there = set(panels)
-def only(*shown):  # of the sub-panels, all of them open
-    for name, cls in panels.items():
-        if name in there:
-            bpy.utils.unregister_class(cls)
-            there.remove(name)
-        if name in shown:
-            cls.bl_options, cls.bl_idname = set(), f"PATINA_PT_{name}_open"  # anew, or it stays closed
-            bpy.utils.register_class(cls)
-            there.add(name)
-def do():
-    if os.path.exists(STATE + ".do"):
-        code = open(STATE + ".do").read()
-        os.remove(STATE + ".do")
-        win, area, _ = sidebar()
-        view = next(region for region in area.regions if region.type == "WINDOW")
-        said = ""
-        try:
-            with bpy.context.temp_override(window=win, screen=win.screen, area=area, region=view):
-                exec(code, {**globals(), "obj": bpy.data.objects.get("Suzanne")})
-        except Exception:
-            said = traceback.format_exc()
-        write(STATE + ".did", said)
-        for area in win.screen.areas:
-            area.tag_redraw()
-    return 0.1
-bpy.app.timers.register(do, first_interval=1.0, persistent=True)
 def look():  # Suzanne in the middle of what is shown of the 3D view
     sidebar()[1].spaces.active.region_3d.view_location = (-0.5, -0.27, 0)
 bpy.app.timers.register(look, first_interval=2.0)
@@ -180,7 +150,7 @@ def main() -> int:
         print(f"There is no picture {', '.join(unknown)}." if unknown else "Set $BLENDER.", file=sys.stderr)
         return 1
     options.out.mkdir(parents=True, exist_ok=True)
-    inside = _INSIDE + (_SOLID if options.shading == "SOLID" else "")
+    inside = window.OBEY + _INSIDE + (_SOLID if options.shading == "SOLID" else "")
     with window.opened(blender, "monkey", options.shading, inside) as blender_window:
         made: set[str] = set()
         for picture in PICTURES:

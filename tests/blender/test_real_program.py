@@ -23,16 +23,19 @@ session.current().package_root = Path({root!r})
 """
 
 
-def _blender(tmp_path: Path, *arguments: str, limit: float = 120.0) -> subprocess.CompletedProcess:
-    environment = {
-        **os.environ,
-        "BLENDER_USER_RESOURCES": str(tmp_path / "user"),
+def environment(folder: Path) -> dict[str, str]:
+    """For a Blender whose user's files are in `folder`."""
+    return {
+        "BLENDER_USER_RESOURCES": str(folder / "user"),
         "PATINA_PYTHON": sys.executable,
         "OMP_NUM_THREADS": "1",
+        "PWD": str(folder),
     }
-    return subprocess.run(
-        [BLENDER, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=limit
-    )
+
+
+def _blender(tmp_path: Path, *arguments: str, limit: float = 120.0) -> subprocess.CompletedProcess:
+    own = {**os.environ, **environment(tmp_path)}
+    return subprocess.run([BLENDER, *arguments], env=own, cwd=tmp_path, capture_output=True, text=True, timeout=limit)
 
 
 @pytest.fixture(scope="session")
