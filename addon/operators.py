@@ -74,8 +74,8 @@ def start_all(
             problems.append(status.sentence(shown))
             begun -= 1
     if not begun:
-        return failed(operator, running, " ".join(problems))
-    for sentence in problems:
+        return failed(operator, running, " ".join(dict.fromkeys(problems)))
+    for sentence in dict.fromkeys(problems):
         operator.report({"WARNING"}, sentence)
     if not bpy.app.background:
         running.pictures.look_around()
