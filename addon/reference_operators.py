@@ -15,7 +15,7 @@ import bpy
 from bpy.app.translations import pgettext_iface as _
 
 from . import generate, reference, session
-from .drawing import Sidebar, draw_text
+from .drawing import Sidebar, beside, draw_text
 from .operators import failed
 
 _PROBLEMS = generate.PROBLEMS
@@ -150,19 +150,19 @@ class PATINA_PT_reference(Sidebar, bpy.types.Panel):
     def draw(self, context):
         layout, kept = self.layout, context.object.patina.reference
         layout.template_ID(kept, "image", open="image.open")
-        row = layout.row(align=True)
-        row.operator("patina.reference_paste", icon="PASTEDOWN")
-        row.operator("patina.reference_render", icon="RENDER_RESULT")
+        buttons = beside(layout, context, "Paste", "From Render")
+        buttons.operator("patina.reference_paste", icon="PASTEDOWN")
+        buttons.operator("patina.reference_render", icon="RENDER_RESULT")
         if kept.image is None:
             return
         column = layout.column(align=True)
         angles = reference.angles(kept)
         if angles is None:
-            column.label(text=_("Seen from the front"), translate=False)
+            draw_text(column, context, "Seen from the front")
         else:
             around, above = (round(angle) for angle in angles)
             text = _("Seen from {around}°, {above}° above").format(around=around, above=above)
-            column.label(text=text, translate=False)
+            draw_text(column, context, text)
         row = column.row(align=True)
         row.operator("patina.reference_view", icon="VIEW_CAMERA")
         if angles is not None:

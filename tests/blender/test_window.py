@@ -109,7 +109,7 @@ bpy.app.timers.register(note)
         opened.wait(lambda said: said["step"] > 5, 60)
         opened.press("patina.pause", 0.54)
         said = opened.wait(lambda said: not said["busy"], 60)
-        assert "Paused at" in said["message"], said
+        assert "Paused." in said["message"], said
         opened.press("patina.resume", 0.3)
         opened.wait(lambda said: said["busy"] and said["step"] > 5, 60)
         for process in (opened.process.pid, int((installed / "backend.pid").read_text())):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -286,6 +287,25 @@ class Window:
         time.sleep(0.15)
         self._do("xdotool", "mouseup", "1")
         time.sleep(0.5)
+
+    def make_wide(self, pixels: int) -> None:
+        """Drag the sidebar's left edge. It can be taken beside a panel only, not where the 3D view shows."""
+        for down, beside in itertools.product((120, 60, 24), (7, 3, 0, 10)):
+            x, y, width, height = self.told()["sidebar"]
+            across, place = x + beside, SCREEN[1] - y - height + int(down * self.told()["scale"])
+            self.point((across - 12, place))
+            self.point((across, place))
+            time.sleep(0.6)
+            self._do("xdotool", "mousedown", "1")
+            time.sleep(0.3)
+            for step in range(1, 21):
+                self.point((across + round((width - pixels) * step / 20), place))
+                time.sleep(0.05)
+            self._do("xdotool", "mouseup", "1")
+            with contextlib.suppress(TimeoutError):
+                self.wait(lambda said: abs(said["sidebar"][2] - pixels) < 8, 3)
+                return
+        raise LookupError(f"the sidebar stays as wide as it is: {self.told()}")
 
     def point(self, place: tuple[int, int]) -> None:
         self._do("xdotool", "mousemove", *map(str, place))
