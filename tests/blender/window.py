@@ -307,6 +307,13 @@ class Window:
                 return
         raise LookupError(f"the sidebar stays as wide as it is: {self.told()}")
 
+    def scroll(self, place: tuple[int, int], clicks: int) -> None:
+        """Turn the mouse's wheel downwards over a place."""
+        self.point(place)
+        time.sleep(0.5)
+        self._do("xdotool", "click", "--repeat", str(clicks), "--delay", "30", "5")
+        time.sleep(clicks * 0.03 + 1.0)
+
     def point(self, place: tuple[int, int]) -> None:
         self._do("xdotool", "mousemove", *map(str, place))
 
