@@ -9,7 +9,7 @@ import bpy
 from bpy.props import BoolProperty, EnumProperty, PointerProperty, StringProperty
 
 from . import bake_uvs, export, generate, session, variants
-from .drawing import Sidebar
+from .drawing import Sidebar, beside
 from .operators import failed
 
 _PROBLEMS = (export.ExportProblem, bake_uvs.BakeProblem, *generate.PROBLEMS)
@@ -173,9 +173,9 @@ class PATINA_PT_export(Sidebar, bpy.types.Panel):
             column.prop(how, name)
         column = layout.column(align=True)
         column.operator("patina.export_maps", icon="EXPORT")
-        row = column.row(align=True)
-        row.operator("patina.export_glb")
-        row.operator("patina.mark_asset", icon="ASSET_MANAGER")
+        buttons = beside(column, context, "Export GLB", "Mark as Asset")
+        buttons.operator("patina.export_glb", icon="FILE_3D")
+        buttons.operator("patina.mark_asset", icon="ASSET_MANAGER")
         _draw_layers(layout, context.object)
 
 

@@ -77,8 +77,8 @@ def start_all(
         if came:
             break
     if not begun:
-        return failed(operator, running, " ".join(problems))
-    for sentence in problems:
+        return failed(operator, running, " ".join(dict.fromkeys(problems)))
+    for sentence in dict.fromkeys(problems):
         operator.report({"WARNING"}, sentence)
     if not bpy.app.background:
         running.pictures.look_around()

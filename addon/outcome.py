@@ -28,7 +28,7 @@ def words(outcome: protocol.Event, attached: bool, output: Path, fraction: float
         return Words("Cancelled. What was made so far stays until the next run.")
     if isinstance(outcome, protocol.Paused):
         return Words(
-            f"Paused at {fraction:.0%}. Its memory is free again.",
+            "Paused. Its memory is free again.",
             "It can be resumed at any time, also after Blender was closed.",
         )
     fix = ""

@@ -7,7 +7,7 @@ import bpy
 from bpy.app.translations import pgettext_iface as _
 
 from . import generate, material, protocol, session, setup_panels, status, variants
-from .drawing import Sidebar, draw_text
+from .drawing import Sidebar, beside, draw_text
 
 
 class PATINA_PT_main(Sidebar, bpy.types.Panel):
@@ -28,10 +28,11 @@ class PATINA_PT_main(Sidebar, bpy.types.Panel):
             _draw_generate(layout, context, obj)
         _draw_outcome(layout, context, shown)
         _draw_left(layout, obj)
-        row = layout.row(align=True)
-        row.operator("patina.show_textures", icon="SHADING_TEXTURE")
-        if material.can_restore(obj):
-            row.operator("patina.revert", text=_("Restore Old"), icon="LOOP_BACK")
+        restorable = ("Restore Old",) if material.can_restore(obj) else ()
+        buttons = beside(layout, context, "Show Textures", *restorable)
+        buttons.operator("patina.show_textures", icon="SHADING_TEXTURE")
+        if restorable:
+            buttons.operator("patina.revert", text=_("Restore Old"), icon="LOOP_BACK")
 
 
 class PATINA_PT_preview(Sidebar, bpy.types.Panel):
@@ -86,11 +87,22 @@ class PATINA_PT_advanced(Sidebar, bpy.types.Panel):
         layout.use_property_split = True
         layout.use_property_decorate = False
         layout.enabled = not context.window_manager.patina.busy
-        for name in ("model", "second_stage", "guidance", "guidance_scale", "steps", "views", "render_size"):
-            layout.prop(context.scene.patina, name)
-        column = layout.column(heading=_("Extra Maps"))
+        how = context.scene.patina
+        column = layout.column()
+        column.prop(how, "model")
+        column.prop(how, "second_stage", text="Stage 2")
+        column = layout.column(align=True)
+        column.prop(how, "guidance")
+        column.prop(how, "guidance_scale", text="Scale", text_ctxt="Patina")
+        column = layout.column(align=True)
+        for name in ("steps", "views", "render_size"):
+            column.prop(how, name)
+        draw_text(layout, context, _("0: as Quality says"))
+        column = layout.column()
+        column.use_property_split = False
+        column.label(text="Extra Maps")
         for name in protocol.EXTRA_MAPS:
-            column.prop(context.scene.patina, f"extra_{name}")
+            column.prop(how, f"extra_{name}")
 
 
 def _draw_settings(layout, obj, scene) -> None:

@@ -4,17 +4,24 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import bpy
 from bpy.app.translations import pgettext_iface as _
 
 from . import generate, reference, session
-from .drawing import Sidebar, draw_text
+from .drawing import Sidebar, beside, draw_text
 from .operators import failed
 
 _PROBLEMS = generate.PROBLEMS
+_XCLIP_S = 3.0
+_NOTHING_THERE = "There is no picture on the clipboard. Copy one, or open it from a file."
+_NO_XCLIP = "Under X11 Blender cannot read pictures from the clipboard. Install xclip, or open it from a file."
 
 
 class _OfAMesh:
@@ -34,19 +41,38 @@ class PATINA_OT_reference_paste(_OfAMesh, bpy.types.Operator):
     bl_options = {"UNDO"}
 
     def execute(self, context):
-        before = set(bpy.data.images)
         try:
-            with _image_editor(context):
-                bpy.ops.image.clipboard_paste()
-            made = next((image for image in bpy.data.images if image not in before), None)
-            if made is None:
-                raise reference.ReferenceProblem("There is no picture on the clipboard. Copy one, then paste again.")
-        except RuntimeError as error:  # Blender's poll: nothing there, or no clipboard at all
-            told = str(error).strip().rpartition("poll() ")[2]
-            return failed(self, session.current(), f"{told}. Copy a picture first, or open it from a file.")
+            return self._take(context, _by_blender(context), _NOTHING_THERE)
         except reference.ReferenceProblem as error:
             return failed(self, session.current(), error)
-        made.pack()
+
+    def invoke(self, context, _event):
+        made = _by_blender(context)
+        if made is not None or not _under_x11():
+            return self._take(context, made, _NOTHING_THERE)
+        # It is not waited for in here: when the clipboard is Blender's own, it is Blender that has to answer.
+        try:
+            self._reader, self._end = _Xclip(), time.monotonic() + _XCLIP_S
+        except OSError:
+            return self._take(context, None, _NO_XCLIP)
+        self._timer = context.window_manager.event_timer_add(0.05, window=context.window)
+        context.window_manager.modal_handler_add(self)
+        return {"RUNNING_MODAL"}
+
+    def modal(self, context, event):
+        if event.type != "TIMER" or (self._reader.is_reading() and time.monotonic() < self._end):
+            return {"PASS_THROUGH"}
+        made = self._reader.picture() if self.poll(context) else None
+        self.cancel(context)
+        return self._take(context, made, _NOTHING_THERE)
+
+    def cancel(self, context):
+        context.window_manager.event_timer_remove(self._timer)
+        self._reader.end()
+
+    def _take(self, context, made, sentence) -> set[str]:
+        if made is None:
+            return failed(self, session.current(), sentence)
         context.object.patina.reference.image = made
         return {"FINISHED"}
 
@@ -124,24 +150,76 @@ class PATINA_PT_reference(Sidebar, bpy.types.Panel):
     def draw(self, context):
         layout, kept = self.layout, context.object.patina.reference
         layout.template_ID(kept, "image", open="image.open")
-        row = layout.row(align=True)
-        row.operator("patina.reference_paste", icon="PASTEDOWN")
-        row.operator("patina.reference_render", icon="RENDER_RESULT")
+        buttons = beside(layout, context, "Paste", "From Render")
+        buttons.operator("patina.reference_paste", icon="PASTEDOWN")
+        buttons.operator("patina.reference_render", icon="RENDER_RESULT")
         if kept.image is None:
             return
         column = layout.column(align=True)
         angles = reference.angles(kept)
         if angles is None:
-            column.label(text=_("Seen from the front"), translate=False)
+            draw_text(column, context, "Seen from the front")
         else:
             around, above = (round(angle) for angle in angles)
             text = _("Seen from {around}°, {above}° above").format(around=around, above=above)
-            column.label(text=text, translate=False)
+            draw_text(column, context, text)
         row = column.row(align=True)
         row.operator("patina.reference_view", icon="VIEW_CAMERA")
         if angles is not None:
             row.operator("patina.reference_front", text="", icon="X")
         draw_text(layout, context, _("Base Color follows it where it shows the object, as if lit evenly."))
+
+
+def _by_blender(context: bpy.types.Context) -> bpy.types.Image | None:
+    """The clipboard's picture, packed; None if there is none, or Blender cannot read it. Raises ReferenceProblem."""
+    before = set(bpy.data.images)
+    try:
+        with _image_editor(context):
+            bpy.ops.image.clipboard_paste()
+    except RuntimeError:  # its poll
+        return None
+    made = next((image for image in bpy.data.images if image not in before), None)
+    if made is not None:
+        made.pack()
+    return made
+
+
+def _under_x11() -> bool:
+    """Whether this is where Blender reads no pictures from the clipboard."""
+    return sys.platform.startswith("linux") and "DISPLAY" in os.environ and "WAYLAND_DISPLAY" not in os.environ
+
+
+class _Xclip:
+    """Reads the clipboard's picture into a file, beside Blender, until `end`. Raises OSError where xclip is missing."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._path = Path(self._folder.name) / "pasted.png"
+        command = ["xclip", "-selection", "clipboard", "-target", "image/png", "-out"]
+        with open(self._path, "wb") as file:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+
+    def is_reading(self) -> bool:
+        return self._process.poll() is None
+
+    def picture(self) -> bpy.types.Image | None:
+        """What was read, packed; None if it is no picture."""
+        if self._process.poll() != 0:
+            return None
+        made = bpy.data.images.load(str(self._path))
+        if not made.size[0]:
+            bpy.data.images.remove(made)
+            return None
+        made.pack()
+        made.filepath, made.name = "", "Pasted"
+        return made
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait(5)
+        self._folder.cleanup()
 
 
 def _image_of_render(scene: bpy.types.Scene) -> bpy.types.Image:

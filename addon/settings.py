@@ -100,6 +100,7 @@ class PATINA_PG_scene(bpy.types.PropertyGroup):
         name="Quality",
         description="Resolution, views and steps follow from it",
         items=_QUALITY_ITEMS,
+        translation_context="Patina",
         default=_DEFAULTS["quality"],
     )
     texture_size: EnumProperty(
@@ -107,6 +108,7 @@ class PATINA_PG_scene(bpy.types.PropertyGroup):
         description="Width and height of the four maps in pixels",
         items=[(str(size), str(size), "") for size in protocol.TEXTURE_SIZES],
         default=str(_DEFAULTS["texture_size"]),
+        translation_context="Patina",
     )
     model: StringProperty(
         name="Model",
@@ -154,6 +156,7 @@ class PATINA_PG_scene(bpy.types.PropertyGroup):
         default=0,
         min=0,
         max=2048,
+        translation_context="Patina",
     )
     light: PointerProperty(type=world_light.PATINA_PG_light)
     extra_ambient_occlusion: BoolProperty(

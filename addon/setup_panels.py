@@ -44,7 +44,10 @@ def draw_task(layout) -> None:
     elif task.title == "Doctor":
         column = layout.column(align=True)
         for line in task.lines:
-            column.label(text=line[2:].strip(), translate=False, icon="ERROR" if line[:2] == "!!" else "CHECKMARK")
+            name, _blanks, found = line[2:].strip().partition("  ")
+            row = column.split(factor=0.25)
+            row.label(text=name, translate=False, icon="ERROR" if line[:2] == "!!" else "CHECKMARK")
+            row.label(text=found.strip(), translate=False)
 
 
 def draw_models(layout) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import bpy
 
 LANGUAGES = ("ru_RU", "zh_HANS", "ko_KR")
-_CONTEXTS = ("*", "Operator")
+_CONTEXTS = ("*", "Operator", "Patina")  # in ours, Blender's own translations do not come first
 _FILES = ("words.tsv", "tooltips.tsv")
 
 

@@ -7,9 +7,10 @@ import bpy
 from bpy.app.translations import pgettext_iface as _
 
 from . import limits, session, variants
-from .drawing import Sidebar, bytes_in_words, draw_text
+from .drawing import Sidebar, beside, bytes_in_words, draw_text, fits
 
 _MOST_SHOWN = 8
+_BESIDE_NAME = 44  # pixels: an icon and two buttons
 
 
 class PATINA_PT_variants(Sidebar, bpy.types.Panel):
@@ -62,12 +63,12 @@ def _draw_chosen(layout, context, now) -> None:
     row.prop(now, "name", text="", icon="SORTALPHA")
     row.operator("patina.variant_use_settings", text="", icon="PASTEDOWN").run = now.run
     row.operator("patina.variant_delete", text="", icon="TRASH").run = now.run
-    if now.prompt != now.name:
+    if now.prompt != now.name or not fits(context, now.name, _BESIDE_NAME):
         draw_text(column, context, now.prompt)
     column.label(text=_("Seed {seed}").format(seed=now.seed), translate=False)
-    row = layout.row(align=True)
-    row.operator("patina.more_seeds", text=_("Another Seed"), translate=False).count = 1
-    row.operator("patina.more_seeds", text=_("Four Seeds"), translate=False).count = 4
+    buttons = beside(layout, context, "Another Seed", "Four Seeds", icons=False)
+    buttons.operator("patina.more_seeds", text=_("Another Seed"), translate=False).count = 1
+    buttons.operator("patina.more_seeds", text=_("Four Seeds"), translate=False).count = 4
 
 
 class PATINA_PT_refine(Sidebar, bpy.types.Panel):

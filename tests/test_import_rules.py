@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ADDON = sorted((ROOT / "addon").rglob("*.py"))
 BACKEND = sorted((ROOT / "backend").rglob("*.py"))
 ADDON_NEVER = {"torch", "backend", "diffusers", "xatlas", "trimesh", "PIL", "safetensors", "scipy"}
-ADDON_ALLOWED_ROOTS = {"bpy", "bpy_extras", "mathutils", "bmesh", "gpu", "numpy", "addon_utils"}
+ADDON_ALLOWED_ROOTS = {"bpy", "bpy_extras", "mathutils", "bmesh", "gpu", "blf", "numpy", "addon_utils"}
 DIFFUSERS_ROOMS = ("backend/diffusion/", "backend/prior/")  # the prior is made of diffusers classes
 
 

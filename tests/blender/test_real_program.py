@@ -28,16 +28,19 @@ session.current().package_root = Path({root!r})
 """
 
 
-def _environment(folder: Path) -> dict[str, str]:
-    own = {"BLENDER_USER_RESOURCES": str(folder / "user"), "PATINA_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    return {**os.environ, **own}
+def environment(folder: Path) -> dict[str, str]:
+    """For a Blender whose user's files are in `folder`."""
+    return {
+        "BLENDER_USER_RESOURCES": str(folder / "user"),
+        "PATINA_PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",
+        "PWD": str(folder),
+    }
 
 
 def _blender(tmp_path: Path, *arguments: str, limit: float = 120.0) -> subprocess.CompletedProcess:
-    command, limit = [BLENDER, *arguments], limit * PATIENCE
-    return subprocess.run(
-        command, env=_environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=limit
-    )
+    own, limit = {**os.environ, **environment(tmp_path)}, limit * PATIENCE
+    return subprocess.run([BLENDER, *arguments], env=own, cwd=tmp_path, capture_output=True, text=True, timeout=limit)
 
 
 @pytest.fixture(scope="session")
@@ -169,7 +172,7 @@ def _interrupted(folder: Path, number: int, sign: str, *arguments: str) -> tuple
     log = folder / "said.txt"
     with open(log, "wb") as said:
         process = subprocess.Popen(
-            [BLENDER, *arguments], env=_environment(folder), cwd=folder, stdout=said, stderr=said
+            [BLENDER, *arguments], env={**os.environ, **environment(folder)}, cwd=folder, stdout=said, stderr=said
         )
     end = time.monotonic() + 60 * PATIENCE
     try:

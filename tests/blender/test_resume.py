@@ -21,7 +21,7 @@ def test_pause_frees_the_process_and_resume_goes_on(tmp_path):
         end = time.monotonic() + 10
         while process.poll() is None and time.monotonic() < end: time.sleep(0.05)
         assert process.poll() is not None, "a paused run must not keep its memory"
-        assert "Paused at" in running.status.message and running.status.level == "INFO"
+        assert "Paused." in running.status.message and running.status.level == "INFO"
         assert [left.ending for left in running.left] == ["paused"] and running.left[0].fraction > 0
         assert bpy.ops.patina.resume(run=run) == {"FINISHED"}
         assert running.status.message == "The maps are done." and not running.left, running.status

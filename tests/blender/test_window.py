@@ -4,13 +4,12 @@
 import os
 import shutil
 import signal
-import sys
 import time
 
 import pytest
 
 from . import window
-from .test_real_program import BLENDER, fresh_user, installed  # noqa: F401  (fixtures)
+from .test_real_program import BLENDER, environment, fresh_user, installed  # noqa: F401  (fixtures)
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,19 +23,10 @@ pytestmark = [
 _FAST = "\nbpy.context.scene.patina.texture_size = '512'\n"
 
 
-def _environment(folder):
-    return {
-        "BLENDER_USER_RESOURCES": str(folder / "user"),
-        "PATINA_PYTHON": sys.executable,
-        "OMP_NUM_THREADS": "1",
-        "PWD": str(folder),
-    }
-
-
 @pytest.fixture
 def blender_window(installed):  # noqa: F811
     fake = (installed / "fake.py").read_text() + _FAST
-    with window.opened(BLENDER, "cube", extra=fake, environment=_environment(installed)) as opened:
+    with window.opened(BLENDER, "cube", extra=fake, environment=environment(installed)) as opened:
         yield opened
 
 
@@ -113,20 +103,20 @@ def note():
     return 0.2
 bpy.app.timers.register(note)
 """
-    with window.opened(BLENDER, "cube", extra=fake + saved + backend, environment=_environment(installed)) as opened:
+    with window.opened(BLENDER, "cube", extra=fake + saved + backend, environment=environment(installed)) as opened:
         opened.wait(lambda said: said["file"], 30)
         _generate(opened, "endless red")
         opened.wait(lambda said: said["step"] > 5, 60)
         opened.press("patina.pause", 0.54)
         said = opened.wait(lambda said: not said["busy"], 60)
-        assert "Paused at" in said["message"], said
+        assert "Paused." in said["message"], said
         opened.press("patina.resume", 0.3)
         opened.wait(lambda said: said["busy"] and said["step"] > 5, 60)
         for process in (opened.process.pid, int((installed / "backend.pid").read_text())):
             os.kill(process, signal.SIGKILL)
         opened.process.wait(20)
     fake = fake.replace("from pathlib", "import bpy\nfrom pathlib")
-    with window.opened(BLENDER, "cube", extra=fake, environment=_environment(installed), file=blend) as opened:
+    with window.opened(BLENDER, "cube", extra=fake, environment=environment(installed), file=blend) as opened:
         assert not opened.told()["busy"] and opened.told()["file"] == str(blend)
         opened.press("patina.resume", 0.3)
         opened.wait(lambda said: said["busy"] and said["step"] > 5 and said["slots"] == ["Cube Patina"], 60)

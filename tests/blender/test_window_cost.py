@@ -5,8 +5,8 @@ import json
 import time
 
 from . import window
-from .test_real_program import BLENDER, fresh_user, installed  # noqa: F401  (fixtures)
-from .test_window import _FAST, _environment, _generate, pytestmark  # noqa: F401
+from .test_real_program import BLENDER, environment, fresh_user, installed  # noqa: F401  (fixtures)
+from .test_window import _FAST, _generate, pytestmark  # noqa: F401
 
 _MEASURE = """
 import time
@@ -36,7 +36,7 @@ bpy.app.timers.register(report, first_interval=3.0, persistent=True)
 
 def test_a_redraw_costs_less_than_a_millisecond_and_a_closed_panel_nothing(installed):  # noqa: F811
     fake = (installed / "fake.py").read_text() + _FAST + _MEASURE
-    with window.opened(BLENDER, "cube", extra=fake, environment=_environment(installed)) as opened:
+    with window.opened(BLENDER, "cube", extra=fake, environment=environment(installed)) as opened:
 
         def told():
             return json.loads(opened.state.with_name(opened.state.name + ".costs").read_text())

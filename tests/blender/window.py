@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -35,10 +36,10 @@ import bpy, json, os
 bpy.context.preferences.view.show_splash = False
 bpy.context.preferences.view.ui_scale = {scale}
 STATE = {state!r}
-def sidebar():
+def sidebar():  # of the 3D view, or of the largest area where there is none
     window = bpy.context.window_manager.windows[0]
-    area = next(area for area in window.screen.areas if area.type == "VIEW_3D")
-    return window, area, next(region for region in area.regions if region.type == "UI")
+    area = max(window.screen.areas, key=lambda area: (area.type == "VIEW_3D", area.width * area.height))
+    return window, area, next((region for region in area.regions if region.type == "UI"), area.regions[-1])
 def prepare():
     for item in list(bpy.data.objects):
         bpy.data.objects.remove(item)
@@ -80,7 +81,7 @@ def tell():
             region.active_panel_category = "Patina"
             region.tag_redraw()
         except (AttributeError, TypeError):
-            pass  # it cannot be set before 5, so it is clicked
+            pass  # where it cannot be set (4.3, 5.2) it is clicked
     write(STATE, {{
         "busy": run.busy, "step": run.step, "message": run.message, "level": run.level, "hint": run.hint,
         "slots": slots, "prompt": item.patina.prompt if item else None, "version": bpy.app.version[0],
@@ -106,6 +107,50 @@ def answer():  # what is under the mouse
 bpy.app.timers.register(prepare, first_interval=0.5)
 """
 
+# An `extra` that has Blender run what `Window.do` is given, with `obj` (the active object), `only(panels)` to choose
+# sub-panels, and `drawn`, the names of those that were drawn to their end.
+OBEY = """
+import traceback
+drawn = set()
+def noting(name, draw):
+    def noted(self, context):
+        draw(self, context)
+        drawn.add(name)
+    return noted
+panels = {name.removeprefix("PATINA_PT_"): getattr(bpy.types, name) for name in dir(bpy.types)
+          if name.startswith("PATINA_PT_") and name != "PATINA_PT_main"}
+there = set(panels)
+for name, cls in panels.items():
+    cls.draw = noting(name, cls.draw)
+def only(*shown):  # of the sub-panels, all of them open
+    for name, cls in panels.items():
+        if name in there:
+            bpy.utils.unregister_class(cls)
+            there.remove(name)
+        if name in shown:
+            cls.bl_options, cls.bl_idname = set(), f"PATINA_PT_{name}_open"  # anew, or it stays closed
+            bpy.utils.register_class(cls)
+            there.add(name)
+kinds = []
+def do():
+    if os.path.exists(STATE + ".do"):
+        code = open(STATE + ".do").read()
+        os.remove(STATE + ".do")
+        win, area, _ = sidebar()
+        view = next(region for region in area.regions if region.type == "WINDOW")
+        said = ""
+        try:
+            with bpy.context.temp_override(window=win, screen=win.screen, area=area, region=view):
+                exec(code, {**globals(), "obj": win.view_layer.objects.active})
+        except Exception:
+            said = traceback.format_exc()
+        write(STATE + ".did", said)
+        for area in win.screen.areas:
+            area.tag_redraw()
+    return 0.1
+bpy.app.timers.register(do, first_interval=1.0, persistent=True)
+"""
+
 # While the shaders of Material Preview are made, clicks are lost: so it comes after the prompt.
 _SHADE_LATER = """
 def shade_later():
@@ -124,6 +169,7 @@ class Window:
 
     def __init__(self, display: str, state: Path, process: subprocess.Popen) -> None:
         self.state, self.process, self._asked = state, process, 0
+        self.display = display
         self._environment = {**os.environ, "DISPLAY": display}
         # One process that obeys line by line: to start one for each move of the mouse takes longer than the move.
         self._hand = subprocess.Popen(["xdotool", "-"], stdin=subprocess.PIPE, text=True, env=self._environment)
@@ -139,6 +185,11 @@ class Window:
             return json.loads(self.state.read_text())
         except (OSError, ValueError):
             return {}
+
+    def errors(self) -> str:
+        """What Blender printed since its start, from the first traceback on; empty where there is none."""
+        printed = (self.state.parent / "log.txt").read_text(errors="replace")
+        return printed[printed.index("Traceback") :] if "Traceback" in printed else ""
 
     def wait(self, condition, limit: float) -> dict:
         """Wait until `condition(told)`; raises TimeoutError with what Blender said last."""
@@ -180,7 +231,9 @@ class Window:
                 time.sleep(0.06)
                 found = self.under()
                 if wanted in found:
-                    return place[0], place[1] + int(4 * scale)
+                    time.sleep(0.3)  # Blender may have told what was under the mouse before it came here
+                    if wanted in self.under():
+                        return place[0], place[1] + int(4 * scale)
                 if found and found not in seen:
                     seen.append(found)
             if scroll == 0:
@@ -213,7 +266,7 @@ class Window:
         raise LookupError(f"no tab Patina: {self.told()}")
 
     def do(self, code: str, limit: float) -> str:
-        """Have Blender run code, where an `extra` script looks for it; its error, or an empty string."""
+        """Have Blender run code, where OBEY is in `extra`; its error, or an empty string."""
         order, answer = Path(f"{self.state}.do"), Path(f"{self.state}.did")
         answer.unlink(missing_ok=True)
         order.with_suffix(".new").write_text(code)
@@ -234,6 +287,32 @@ class Window:
         time.sleep(0.15)
         self._do("xdotool", "mouseup", "1")
         time.sleep(0.5)
+
+    def make_wide(self, pixels: int) -> None:
+        """Drag the sidebar's left edge. It can be taken beside a panel only, not where the 3D view shows."""
+        for down, beside in itertools.product((120, 60, 24), (7, 3, 0, 10)):
+            x, y, width, height = self.told()["sidebar"]
+            across, place = x + beside, SCREEN[1] - y - height + int(down * self.told()["scale"])
+            self.point((across - 12, place))
+            self.point((across, place))
+            time.sleep(0.6)
+            self._do("xdotool", "mousedown", "1")
+            time.sleep(0.3)
+            for step in range(1, 21):
+                self.point((across + round((width - pixels) * step / 20), place))
+                time.sleep(0.05)
+            self._do("xdotool", "mouseup", "1")
+            with contextlib.suppress(TimeoutError):
+                self.wait(lambda said: abs(said["sidebar"][2] - pixels) < 8, 3)
+                return
+        raise LookupError(f"the sidebar stays as wide as it is: {self.told()}")
+
+    def scroll(self, place: tuple[int, int], clicks: int) -> None:
+        """Turn the mouse's wheel downwards over a place."""
+        self.point(place)
+        time.sleep(0.5)
+        self._do("xdotool", "click", "--repeat", str(clicks), "--delay", "30", "5")
+        time.sleep(clicks * 0.03 + 1.0)
 
     def point(self, place: tuple[int, int]) -> None:
         self._do("xdotool", "mousemove", *map(str, place))
