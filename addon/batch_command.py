@@ -10,7 +10,21 @@ from pathlib import Path
 
 import bpy
 
-from . import batch, batch_queue, environment, generate, images, jobs, mesh_io, placing, preferences, session, worker
+from . import (
+    batch,
+    batch_queue,
+    environment,
+    generate,
+    images,
+    interrupted,
+    jobs,
+    mesh_io,
+    placing,
+    preferences,
+    protocol,
+    session,
+    worker,
+)
 from .batch_queue import BatchProblem, Entry
 from .placing import Place
 
@@ -77,10 +91,14 @@ def _status(options: argparse.Namespace) -> int:
         return _fail(str(error), EXIT_USAGE)
     folder = batch.folder_of(wishes)
     for entry in entries:
+        job = batch_queue.folder_of(folder, entry.item)
+        ending, fraction = interrupted.last_words(job)
         if batch_queue.is_done(folder, entry.item):
             entry.state, entry.fraction = "done", 1.0
-        elif any((batch_queue.folder_of(folder, entry.item).path / "attempts").glob("*/events.jsonl")):
-            entry.state = "begun"
+        elif isinstance(ending, protocol.Failed):
+            entry.state, entry.message = "failed", ending.message
+        elif job.attempts():
+            entry.state, entry.fraction = "begun", fraction
     _print_table(entries)
     return 0 if all(entry.state == "done" for entry in entries) else EXIT_FAILED
 

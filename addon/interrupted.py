@@ -93,7 +93,7 @@ def _look(path: Path) -> Left | None:
         place = Place(**stored, own_uvs=own_uvs, others=others, request=folder.read_request())
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # not a job of this kind, or taken already
-    ending, fraction = _last_words(folder)
+    ending, fraction = last_words(folder)
     if ending is None:  # with its last word written a backend may still hold the lock for a moment
         if _runs_elsewhere(folder):
             return None
@@ -114,7 +114,7 @@ def _runs_elsewhere(folder: protocol.JobFolder) -> bool:
     return False
 
 
-def _last_words(folder: protocol.JobFolder) -> tuple[protocol.Event | None, float]:
+def last_words(folder: protocol.JobFolder) -> tuple[protocol.Event | None, float]:
     """The terminal event of the last attempt, if it has one, and how far it was (0..1)."""
     attempts = folder.attempts()
     if not attempts:

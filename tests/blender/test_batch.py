@@ -55,7 +55,11 @@ for place in [f"Chair.{n}" for n in range(7)] + ["Cube/1", "Cube/2"]:
     names = {p.name for p in (tmp / "made" / place).iterdir()}
     assert {"base_color.png", "metallic.png", "roughness.png", "normal.png", "report.json", "picture.png"} <= names
 times = {p: p.stat().st_mtime_ns for p in (tmp / "made").rglob("*.png")}
-assert patina("status") == 1
+import contextlib, io
+with contextlib.redirect_stdout(io.StringIO()) as heard:
+    assert patina("status") == 1
+(line,) = [line for line in heard.getvalue().splitlines() if "Chair.7" in line]
+assert line.split()[0] == "failed" and "There is not enough memory" in line, line
 assert patina("batch") == 1 and report()["counts"]["skipped"] == 9
 assert {p: p.stat().st_mtime_ns for p in (tmp / "made").rglob("*.png")} == times, "what is done is not touched"
 assert patina("resume") == 1
