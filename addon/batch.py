@@ -8,8 +8,8 @@
     prompt = "oak"                  # or prompts = ["oak", "walnut"]
     seed = 1                        # or seeds = [1, 2, 3]
     out = "textures/{object}/{prompt}-{seed}"      # relative to JOBS.toml
-    # also negative_prompt, quality, texture_size, pattern_scale, model, second_stage, guidance, guidance_scale,
-    # steps, views, render_size and device
+    # also negative_prompt, quality, texture_size, pattern_scale, model, second_stage, control, control_kind,
+    # control_strength, start, guidance, guidance_scale, steps, views, render_size and device
 
 Knows objects and requests; how the queue is run says batch_queue.
 """
@@ -31,8 +31,8 @@ from . import batch_queue, generate, mesh_io, preferences, protocol, status
 from .batch_queue import BatchProblem, Entry, Item
 
 _SETTINGS = (
-    "negative_prompt quality texture_size pattern_scale model second_stage guidance guidance_scale steps "
-    "views render_size device panoramas extra_maps"
+    "negative_prompt quality texture_size pattern_scale model second_stage control control_kind control_strength "
+    "start guidance guidance_scale steps views render_size device panoramas extra_maps"
 ).split()
 _KEYS = {"objects", "prompt", "prompts", "seed", "seeds", "out", *_SETTINGS}
 _DEFAULT_OUT = "textures/{object}/{prompt}-{seed}"

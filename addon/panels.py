@@ -91,7 +91,12 @@ class PATINA_PT_advanced(Sidebar, bpy.types.Panel):
         column = layout.column()
         column.prop(how, "model")
         column.prop(how, "second_stage", text="Stage 2")
+        column.prop(how, "control")
+        if how.control:
+            column.prop(how, "control_kind", text="Kind", text_ctxt="Patina")
+            column.prop(how, "control_strength", text="Strength", text_ctxt="Patina")
         column = layout.column(align=True)
+        column.prop(how, "start")
         column.prop(how, "guidance")
         column.prop(how, "guidance_scale", text="Scale", text_ctxt="Patina")
         column = layout.column(align=True)

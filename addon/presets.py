@@ -12,10 +12,12 @@ from bpy.props import StringProperty
 from . import preferences, protocol
 
 _STORED = (
-    "quality", "texture_size", "pattern_scale", "model", "second_stage", "guidance", "guidance_scale", "steps",
-    "views", "render_size",
+    "quality", "texture_size", "pattern_scale", "model", "second_stage", "control", "control_kind",
+    "control_strength", "start", "guidance", "guidance_scale", "steps", "views", "render_size",
 )  # fmt: skip
-_AS_QUALITY_SAYS = {"guidance": "clamped", "guidance_scale": 0.0, "steps": 0, "views": 0, "render_size": 0}
+_AS_QUALITY_SAYS = {
+    "start": "uniform", "guidance": "clamped", "guidance_scale": 0.0, "steps": 0, "views": 0, "render_size": 0
+}  # fmt: skip
 BUILT_IN = {
     "Quick Look": {**_AS_QUALITY_SAYS, "quality": "draft", "texture_size": "512", "steps": 120},
     "Draft": {**_AS_QUALITY_SAYS, "quality": "draft", "texture_size": "1024"},

@@ -37,6 +37,8 @@ _GUIDANCE_ITEMS = (
     ("ism", "ISM", "Interval score matching: along a path of inversion, for sharper detail"),
     ("sdi", "SDI", "Score distillation via inversion: noise that fits the picture"),
     ("k_step", "K-Step", "Towards a picture that the model denoises in several steps"),
+    ("vsd", "VSD", "Variational score distillation: against a copy of the model that learns this run's pictures"),
+    ("none", "None", "Only what Start makes; the fast way, with Four Views"),
 )
 
 
@@ -121,6 +123,36 @@ class PATINA_PG_scene(bpy.types.PropertyGroup):
         description="A model that goes on with larger pictures, for detail: built-in, an id, a folder; empty: none",
         default=_DEFAULTS["second_stage"],
         **_SUGGESTED,
+    )
+    control: StringProperty(
+        name="Control",
+        description="A depth or normal ControlNet for the model: an id like owner/name, or a folder; empty: none",
+        default=_DEFAULTS["control"],
+    )
+    control_kind: EnumProperty(
+        name="Control Kind",
+        description="What the control is shown of the mesh",
+        items=(
+            ("auto", "As Named", "What the control is called says it"),
+            ("depth", "Depth", "How far away each point is"),
+            ("normal", "Normals", "Which way the surface faces"),
+        ),
+    )
+    control_strength: FloatProperty(
+        name="Control Strength",
+        description="How strictly the model follows the control",
+        default=_DEFAULTS["control_strength"],
+        min=0.0,
+        max=2.0,
+    )
+    start: EnumProperty(
+        name="Start",
+        description="What a run begins with",
+        items=(
+            ("uniform", "One Material", "The one material that fits the prompt best"),
+            ("four_views", "Four Views", "A base color from four pictures that the model paints at once"),
+            ("latent_paint", "Latent-Paint", "A base color painted in the model's latents; for latent models"),
+        ),
     )
     pattern_scale: FloatProperty(
         name="Pattern Scale",
@@ -215,6 +247,10 @@ def request_for(
             texture_size=int(how.texture_size),
             model=how.model,
             second_stage=how.second_stage,
+            control=how.control,
+            control_kind=how.control_kind if how.control and how.control_kind != "auto" else "",
+            control_strength=how.control_strength,
+            start=how.start if not refine else "uniform",
             pattern_scale=how.pattern_scale,
             guidance=how.guidance,
             guidance_scale=how.guidance_scale or None,
@@ -239,7 +275,9 @@ def take_over(request: protocol.TextureRequest, obj: bpy.types.Object, scene: bp
     what.prompt, what.negative_prompt, what.seed = request.prompt, request.negative_prompt, request.seed
     what.rolled_seed = -1  # as if typed: the next run keeps it
     how.texture_size, how.quality, how.model = str(request.texture_size), request.quality, request.model
-    how.second_stage = request.second_stage
+    how.second_stage, how.start = request.second_stage, request.start
+    how.control, how.control_strength = request.control, request.control_strength
+    how.control_kind = request.control_kind or "auto"
     how.pattern_scale, how.guidance = request.pattern_scale, request.guidance
     how.guidance_scale = request.guidance_scale or 0.0
     for name in ("steps", "views", "render_size"):

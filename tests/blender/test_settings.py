@@ -36,6 +36,31 @@ def test_presets_tell_what_they_change(tmp_path):
     )
 
 
+def test_control_start_and_method_reach_the_request_and_come_back(tmp_path):
+    run_scenario(
+        tmp_path,
+        """
+        how, scene = bpy.context.scene.patina, bpy.context.scene
+        cube.patina.prompt = "red"
+        def of(request):
+            return request.control, request.control_kind, request.control_strength, request.start, request.guidance
+        plain = settings.request_for(cube, scene, "cpu")
+        assert of(plain) == ("", "", 1.0, "uniform", "clamped"), of(plain)
+        how.control, how.control_kind, how.control_strength = "/nets/depth", "depth", 0.5
+        how.start, how.guidance = "four_views", "none"
+        made = settings.request_for(cube, scene, "cpu")
+        assert of(made) == ("/nets/depth", "depth", 0.5, "four_views", "none"), of(made)
+        how.control_kind = "auto"
+        assert settings.request_for(cube, scene, "cpu").control_kind == "", "what the folder is called says it"
+        assert settings.request_for(cube, scene, "cpu", refine=True).start == "uniform", "from maps"
+        settings.take_over(plain, cube, scene)
+        assert of(settings.request_for(cube, scene, "cpu")) == of(plain)
+        settings.take_over(made, cube, scene)
+        assert of(settings.request_for(cube, scene, "cpu")) == of(made)
+        """,
+    )
+
+
 def test_one_set_of_maps_for_each_slot(tmp_path):
     run_scenario(
         tmp_path,
