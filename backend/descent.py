@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 MEMORY = 0.8  # share of the sums that stays from step to step
-MOST = 1.0  # points that count of one step: what a close-up saw must not be repeated for long after it
+MOST = 4.0  # points that count of one step: what a close-up saw must not be repeated for long after it
 ENOUGH = 0.1  # points (bilinear shares) from which on a texel follows its mean fully
 
 

@@ -25,6 +25,7 @@ from .seams import Cuts
 SIZE = 1024  # texels at most: the optimiser resolves no more
 COARSEST = 500  # nodes that need no coarser graph
 STEPS, STEPS_COARSEST = 60, 2000
+NEAR = 3.0  # steps of a texel: what lies farther is no neighbour on the surface
 STEEPEST = 4.0  # slope: what a normal map says beyond is noise
 
 
@@ -86,8 +87,12 @@ def fit(mesh: Mesh, where: material.Texels, rises: np.ndarray) -> tuple[Links, n
         _across(where.cuts, node),
     ]
     a, b = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    rise = ((uphill[a] + uphill[b]) / 2 * (position[b] - position[a])).sum(1)
     within = np.arange(len(a)) < len(a) - len(pairs[2][0])
+    # Where UVs overlap, neighbours in the image may lie on different parts of the mesh.
+    step, way = _step(mesh, size)[triangle], position[b] - position[a]
+    near = np.linalg.norm(way, axis=1) <= NEAR * np.maximum(step[a], step[b])
+    a, b, way, within = a[near], b[near], way[near], within[near]
+    rise = ((uphill[a] + uphill[b]) / 2 * way).sum(1)
     links = Links(a, b, rise, np.ones(len(a)), within.astype(np.float64))
     place = np.stack((island, index // size, index % size), axis=1)
     heights = _solved(links, place)
@@ -102,6 +107,17 @@ def axes(mesh: Mesh, triangle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     bitangent = np.cross(normal, tangent) * mesh.tangents[:, 0, 3:]
     bitangent /= np.maximum(np.linalg.norm(bitangent, axis=1, keepdims=True), 1e-12)
     return tangent[triangle], bitangent[triangle]
+
+
+def _step(mesh: Mesh, size: int) -> np.ndarray:
+    """(F,) how far one texel to the side leads on each triangle, the longer of both ways."""
+    edges, ways = (np.diff(x.astype(np.float64), axis=1) for x in (mesh.positions, mesh.uvs))
+    (u1, v1), (u2, v2) = ways[:, 0].T, ways[:, 1].T
+    area = u1 * v2 - v1 * u2
+    area = np.where(np.abs(area) < 1e-12, 1e-12, area)[:, None]
+    along_u = (edges[:, 0] * v2[:, None] - edges[:, 1] * v1[:, None]) / area
+    along_v = (edges[:, 1] * u1[:, None] - edges[:, 0] * u2[:, None]) / area
+    return np.maximum(np.linalg.norm(along_u, axis=1), np.linalg.norm(along_v, axis=1)) / size
 
 
 def _islands(mesh: Mesh) -> np.ndarray:

@@ -10,6 +10,8 @@ from test_extra_maps import in_two_islands, normal_map
 from test_texturing import RED, REQUEST, Shelf, job_in, run
 
 from backend import material, relief
+from backend.evaluate import _known as known
+from backend.evaluate._shapes import SHAPES
 from backend.maps import read_map
 from backend.mesh import load_job_mesh
 
@@ -63,6 +65,17 @@ def test_a_larger_map_loses_the_same():
     mesh, where, values, spoilt = scene(0.15)
     after = relief.without_curl(mesh, where, spoilt, SIZE // 2)
     assert (after - values).abs().mean() < 0.4 * (spoilt - values).abs().mean()
+
+
+def test_halves_that_share_their_texels_are_not_taken_for_neighbours():
+    """Mirrored UVs: what lies side by side in the image may lie on both sides of the mesh."""
+    mesh = SHAPES["mirrored"]()
+    where = material.texels(mesh, SIZE)
+    values = known.hammered(*where.uv.unbind(1))
+    once = relief.without_curl(mesh, where, values, SIZE)
+    twice = relief.without_curl(mesh, where, once, SIZE)
+    assert share(mesh, where, values) > 0.08 and share(mesh, where, once) < 0.03
+    assert (twice - once).abs().mean() < 1 / 255
 
 
 def whirling(gbuffer):
