@@ -19,6 +19,7 @@ from .guidance import TRAINED
 from .held import Held
 from .material import LearnableMaps
 from .object_start import is_mixed, place_metals, uniform_start
+from .rasterize import GBuffer
 from .reference import Reference
 from .views import ViewPool
 
@@ -142,15 +143,19 @@ def step(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxT
         slope = torch.autograd.grad(rendered, values, wanted)[0]
         if pool.reference is not None:
             slope *= 1 - pool.reference.covers(scene.gbuffer)[:, None]
-        _move(state, plan, scene, progress, raw, values.detach(), slope, wanted)
-    if pool.reference is not None:
-        _follow(pool.reference, state, plan, tables, progress)
+        moves = _newton(state, plan, scene, progress, values.detach(), slope, wanted)
+        parts = [(scene.gbuffer, raw, moves)]
+        if pool.reference is not None:
+            parts.append(_to_the_reference(pool.reference, state, plan, tables, progress))
+        _move(state, plan, progress, parts)
     state.step += 1
     _average(state, plan, progress)
 
 
-def _follow(reference: Reference, state: State, plan: Plan, tables: GgxTables, progress: float) -> None:
-    """Move the base colour towards the reference picture."""
+def _to_the_reference(
+    reference: Reference, state: State, plan: Plan, tables: GgxTables, progress: float
+) -> tuple[GBuffer, Tensor, Tensor]:
+    """The reference view's points, their raw values, and the moves of their base colour towards the picture."""
     gbuffer = reference.scene.gbuffer
     raw, values, rendered = _render(state, plan, reference.scene, tables, progress, None)
     picture, share = (
@@ -159,7 +164,8 @@ def _follow(reference: Reference, state: State, plan: Plan, tables: GgxTables, p
     )
     wanted = share * (rendered.detach() - picture)
     slope = torch.autograd.grad(rendered, values, wanted)[0]
-    _move(state, plan, reference.scene, progress, raw, values.detach(), slope, wanted, base_color_only=True)
+    moves = _newton(state, plan, reference.scene, progress, values.detach(), slope, wanted, base_color_only=True)
+    return gbuffer, raw, moves
 
 
 def _scene(state: State, plan: Plan, pool: ViewPool) -> tuple[list[int], Scene]:
@@ -199,13 +205,13 @@ def _render(
     return raw, values, rendered
 
 
-def _move(
+def _newton(
     state: State, plan: Plan, scene: Scene, progress: float,
-    raw: Tensor, values: Tensor, slope: Tensor, wanted: Tensor, base_color_only: bool = False,
-) -> None:  # fmt: skip
-    """Move the maps by the Newton steps of the points, whose display gradients are `wanted` (N, 3) and those of the
-    stored `values` (N, 7) are `slope` (N, 7)."""
-    gbuffer, detail = scene.gbuffer, _detail(plan, progress)
+    values: Tensor, slope: Tensor, wanted: Tensor, base_color_only: bool = False,
+) -> Tensor:  # fmt: skip
+    """(N, 7) to subtract from the stored `values` of the points, whose display gradients are `wanted` (N, 3) and those
+    of the values `slope` (N, 7)."""
+    gbuffer = scene.gbuffer
     free = material.METALLIC if base_color_only else material.CHANNELS
     moves = torch.zeros_like(slope)
     moves[:, :free] = curvature.newton_step(state.told, gbuffer.uv, slope[:, :free], wanted, plan.damping)
@@ -215,25 +221,34 @@ def _move(
         moves[:, material.METALLIC] += strength * (1 - 2 * values[:, material.METALLIC])
     if progress < plan.normal_from:
         moves[:, material.NORMAL] = 0.0
-    if state.held is not None:
-        moves = moves * state.held.share(gbuffer)
-    parameters, rate = state.maps.parameters(), plan.rate * _rate_share(progress, plan)
+    return moves if state.held is None else moves * state.held.share(gbuffer)
+
+
+def _move(state: State, plan: Plan, progress: float, parts: list[tuple[GBuffer, Tensor, Tensor]]) -> None:
+    """Move the maps, once, by what all points ask for: of each part its points, raw values and moves (N, 7)."""
+    detail, rate = _detail(plan, progress), plan.rate * _rate_share(progress, plan)
     if state.image_prior is not None:
-        _teach(state, scene, detail, material.raw_moves(raw, moves), rate)
+        for gbuffer, raw, moves in parts:
+            _teach(state, gbuffer, detail, material.raw_moves(raw, moves), rate)
         return
-    shares = _shares(state.maps)
-    gain = material.gain(state.maps, gbuffer.footprint, shares, detail)
-    wishes = material.raw_moves(raw, moves) / gain[:, None]
+    shares, summed = _shares(state.maps), None
+    for gbuffer, raw, moves in parts:
+        gain = material.gain(state.maps, gbuffer.footprint, shares, detail)
+        more = material.scatter(state.maps, gbuffer, material.raw_moves(raw, moves) / gain[:, None], detail)
+        summed = more if summed is None else [_added(a, b) for a, b in zip(summed, more, strict=True)]
     decay = [0.0] * len(state.maps.volumes) + [plan.detail_decay * rate] * len(state.maps.pyramid)
-    summed = material.scatter(state.maps, gbuffer, wishes, detail)
-    descend(parameters, state.sums, summed, [rate * share for share in shares], decay)
+    descend(state.maps.parameters(), state.sums, summed, [rate * share for share in shares], decay)
 
 
-def _teach(state: State, scene: Scene, detail: float, wishes: Tensor, rate: float) -> None:
+def _added(a: tuple[Tensor, Tensor] | None, b: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+    return None if a is None else (a[0] + b[0], a[1] + b[1])  # a level is open to all points, or to none
+
+
+def _teach(state: State, gbuffer: GBuffer, detail: float, wishes: Tensor, rate: float) -> None:
     """As `_move` ends where a network paints the maps: it learns what the points wish for, but for the material that
     all share, which moves by itself."""
     maps, whole = state.maps, Sums(state.sums.moves[:1], state.sums.reach[:1])
-    summed = material.scatter(maps, scene.gbuffer, wishes, detail)
+    summed = material.scatter(maps, gbuffer, wishes, detail)
     descend(maps.volumes[:1], whole, summed[:1], [rate * VOLUME_SHARE], [0.0])
     levels = [None if part is None else part[0] for part in summed[len(maps.volumes) :]]
     if any(part is not None for part in levels):

@@ -97,7 +97,8 @@ def test_only_what_was_seen_nearly_clean_is_led(folder, red):
 
 
 def test_other_views_come_to_look_like_it(folder, red):
-    """A model that wants nothing but what is there, and a reference of which the far side shows nothing."""
+    """A model that wants nothing but what is there, and a reference of which the far side shows nothing. Looked at as
+    the run does, under lights and before a background of its kind: a random CLIP sees those as much as the maps."""
     mesh, tables, clip = shapes.mesh_of(shapes.torus(16, 8)), ggx_tables.load(), Clip(folder, CPU)
     model = oracle.Oracle(lambda points: torch.full((len(points.uv), 7), 0.5), 32)
     base = oracle.plan_for(steps=60, render_size=32, finest=32, views=2)
@@ -108,17 +109,16 @@ def test_other_views_come_to_look_like_it(folder, red):
         pool.reference = reference.new(red, {}, pool.triangles, 32, given, 0.6)
         while state.step < plan.steps:
             optimisation.step(state, plan, model, pool, tables)
-        far = [i for i in range(pool.full) if 150 < float(pool.cameras.azimuth_deg[i]) % 360 < 210][:2]
-        gbuffer = pool.gbuffer(far)
-        shown = oracle.render(
-            lambda points, state=state: material.look_up(state.average, points), gbuffer, lighting.uniform(len(far))
-        ) * 2 - 1  # fmt: skip
-        picture = gbuffer.picture(shown, torch.zeros(len(far), 32, 32, 3)).permute(0, 3, 1, 2)
+        far = [i for i in range(pool.full) if 120 < float(pool.cameras.azimuth_deg[i]) % 360 < 240][:10]
+        gbuffer, lights = pool.gbuffer(far), lighting.sample(len(far), torch.Generator().manual_seed(5))
+        shown = oracle.render(lambda points, state=state: material.look_up(state.average, points), gbuffer, lights)
+        behind = torch.full((len(far), 32, 32, 3), model.background)
+        picture = (gbuffer.picture(shown, behind) * 2 - 1).permute(0, 3, 1, 2)
         with torch.no_grad():
             look = reference.new(red, {}, pool.triangles, 32, clip, 0.3).look
             found.append(float((clip.embed(picture) @ look.T).mean()))
     print(f"unlikeness of the far side without it {1 - found[0]:.4f}, with it {1 - found[1]:.4f}")
-    assert 1 - found[1] < 0.95 * (1 - found[0])
+    assert 1 - found[1] < 0.7 * (1 - found[0])
 
 
 def test_what_is_no_clip_model_gets_a_sentence_each(tmp_path, folder):
