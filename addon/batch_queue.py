@@ -26,6 +26,7 @@ from . import protocol, worker
 ITEM, STAMP, REPORT = "item.json", "patina-batch.json", "report.json"
 _TICK_S = 0.1
 _SILENT_GIVE_UP_S = 60.0
+_EVENT_GIVE_UP_S = 900.0  # signs of life, but nothing happens
 _LOCKED_GIVE_UP_S = 180.0  # who was killed may leave a backend behind, which ends its step and saves
 _LOCKED_AGAIN_S = 2.0
 
@@ -263,7 +264,8 @@ def _go_on(batch: Path, lane: _Lane, waiting: list[Entry], retries: int, tell) -
             ending = event
     if ending is None and ended and not events:
         ending = protocol.Failed("internal", lane.process.end_sentence() or "The backend ended unexpectedly.")
-    if ending is None and lane.process.is_stuck() and time.monotonic() - lane.heard > _SILENT_GIVE_UP_S:
+    limit = _SILENT_GIVE_UP_S if lane.process.is_stuck() else _EVENT_GIVE_UP_S
+    if ending is None and time.monotonic() - lane.heard > limit:
         lane.process.stop(0.0)
         ending = protocol.Failed("internal", "The backend did not react any more and was ended.")
     if ending is None:

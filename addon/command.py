@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -109,17 +110,21 @@ def _run(arguments: argparse.Namespace) -> int:
         output = images.new_folder(blend.parent / "patina", obj.name)
     else:
         out.mkdir(parents=True, exist_ok=True)
-        output = out
+        output = images.new_folder(generate.unsaved_root(), obj.name)  # what is in DIR stays if the run fails
     problem = run_one(obj, session.current(), output)
     if problem:
+        if not (arguments.save or arguments.save_as):
+            shutil.rmtree(output, ignore_errors=True)
         return _fail(problem)
     if arguments.save:
         bpy.ops.wm.save_mainfile()
     elif arguments.save_as:
         bpy.ops.wm.save_as_mainfile(filepath=str(arguments.save_as.resolve()))
-    if out is not None and out != output:
+    if out is not None:
         for file in output.iterdir():
             images.replace_file(file, out / file.name)
+        if not (arguments.save or arguments.save_as):
+            shutil.rmtree(output, ignore_errors=True)
     print(f"Patina: the maps are in {out or output}", flush=True)
     return 0
 

@@ -227,10 +227,13 @@ class EnvironmentBuild:
             return
         yield 0.04, "Updating pip"
         # A newer pip tells how far a download is. Without it, things work all the same.
-        yield from self._run([*pip, "--upgrade", "pip"], CHECK_LIMIT_S)
-        index = torch_index()
-        if index and (yield from self._run([python, "-I", "-c", PROBE_INDEX, index + "/torch/"], PROBE_LIMIT_S)) != 0:
-            index = None
+        with contextlib.suppress(EnvironmentFailed):
+            yield from self._run([*pip, "--upgrade", "pip"], CHECK_LIMIT_S)
+        index, answer = torch_index(), 1
+        if index:
+            with contextlib.suppress(EnvironmentFailed):  # an index that does not answer in time is none
+                answer = yield from self._run([python, "-I", "-c", PROBE_INDEX, index + "/torch/"], PROBE_LIMIT_S)
+        index = index if answer == 0 else None
         said: list[str] = []
         yield from self._run([python, "-I", "-m", "pip", "--version"], CHECK_LIMIT_S, said.append)
         bar = "raw" if _pip_version(said) >= (24, 1) else "off"

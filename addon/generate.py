@@ -226,6 +226,9 @@ def take_up(session: jobs.Session, left: interrupted.Left) -> None:
         raise MeshProblem(f"This run belongs to {left.place.object_name}{where}. Open that file first.")
     require_backend()
     place = dataclasses.replace(left.place, object_uid=obj.session_uid, object_name=obj.name)
+    kept = variants.find(obj, place.run)
+    if kept is not None and kept.material is not None:  # its maps may have followed the file since
+        left = dataclasses.replace(left, output=variants.folder_of(kept))
     left.output.mkdir(parents=True, exist_ok=True)
     if left.ending == "done":
         interrupted.show_what_is_done(left)

@@ -36,6 +36,11 @@ def new_folder(root: Path, object_name: str) -> Path:
             number += 1
 
 
+def is_of_a_run(folder: Path) -> bool:
+    """Whether `new_folder` made it. Images that were unpacked or saved elsewhere are in a folder of the user's."""
+    return len(folder.name) >= 4 and folder.name.isdigit()
+
+
 def map_file(folder: Path, name: str) -> Path:
     return folder / f"{name}.png"
 

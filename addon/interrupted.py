@@ -47,7 +47,7 @@ def note(place: Place, folder: protocol.JobFolder, output: Path) -> None:
 def find(jobs: Path, busy: set[str]) -> list[Left]:
     """What is left in the folder `jobs`, newest first, without the runs in `busy` and those that run elsewhere."""
     try:
-        folders = sorted((path for path in jobs.iterdir() if path.is_dir()), reverse=True)[:_LOOKED_AT]
+        folders = sorted((path for path in jobs.iterdir() if (path / PLACE).is_file()), reverse=True)[:_LOOKED_AT]
     except OSError:
         return []
     return [left for path in folders if path.name not in busy and (left := _look(path)) is not None]

@@ -92,10 +92,9 @@ class Session:
         job = self.job
         if job is None or job.attempt is None or job.cancelling or job.pausing:
             return
-        job.pausing = True
-        self.status.can_cancel = self.status.can_pause = False
-        self.status.stage = "Pausing"
         protocol.append_line(job.attempt.control, protocol.Pause())
+        job.pausing, self.status.can_pause = True, False
+        self.status.stage = "Pausing"
         status.publish(self.status)
 
     def drop_waiting(self) -> list[Job]:
@@ -166,6 +165,8 @@ class Session:
                 if job.outcome is not None and not job.pending:
                     self._finish(job)
         except OSError as error:  # a full disk, a folder taken away: the maps stay in the job folder
+            if job.outcome is None and job.attempt is not None and self._worker is not None:
+                self._worker.request_cancel(job.folder, job.attempt.number)
             self._finish(job, protocol.Failed("disk_full", f"A file could not be written: {status.told(error)}", _KEPT))
         if self.job is not None and time.monotonic() - self._published > PUBLISH_S:
             self._published = time.monotonic()
@@ -322,6 +323,7 @@ class Session:
             self._take_files(job)
         elif isinstance(ending, protocol.Paused):
             self.end_worker()
+            self.waiting = []  # they are found again as what is left, to be resumed
         elif isinstance(ending, protocol.Failed) and job.attempt is None:
             self.drop_waiting()  # the backend cannot be started: neither for those that wait
         told = outcome.words(ending, attached, job.output, old.fraction, job.attempt is not None)
@@ -333,7 +335,8 @@ class Session:
             self.result, shown.waiting_result = job, job.place.object_name
         job.outcome = ending
         if isinstance(ending, protocol.Cancelled | protocol.Failed):
-            (job.folder.path / interrupted.PLACE).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (job.folder.path / interrupted.PLACE).unlink(missing_ok=True)
         self.job, self.ended = None, job
         status.publish(shown)
         if self.waiting and not isinstance(ending, protocol.Paused):

@@ -30,7 +30,7 @@ def refusal(obj: bpy.types.Object | None) -> str:
     if obj.mode != "OBJECT":
         return "Switch to Object Mode"
     if obj.library is not None:
-        return "The object is linked from another file. Make it local, or make a library override"
+        return "The object is linked from another file. Make it local"
     if not obj.data.polygons and not obj.modifiers:
         return "The mesh has no faces"
     if obj.data.library is not None and not obj.material_slots:

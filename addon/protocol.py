@@ -330,7 +330,7 @@ def decode(line: str, family: object) -> object:
     """The message on `line`; `family` is Event, Control or Command. Raises ProtocolError."""
     try:
         fields = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is no JSONDecodeError
         raise ProtocolError(f"a line is not JSON: {line.strip()[:80]!r}") from error
     if not isinstance(fields, dict):
         raise ProtocolError(f"a line is not a JSON object: {line.strip()[:80]!r}")
@@ -347,8 +347,13 @@ def _build(cls: type, fields: dict) -> object:
         raise ProtocolError(f"{cls.__name__}.{extra} is not a known field")
     for missing in declared.keys() - fields.keys():
         raise ProtocolError(f"{cls.__name__}.{missing} is missing")
-    message = cls(**fields)
-    check_types(message)
+    try:
+        message = cls(**fields)
+        check_types(message)
+    except ProtocolError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ProtocolError(f"{cls.__name__} holds values of the wrong kind: {error}") from error
     return message
 
 

@@ -140,13 +140,18 @@ def delete(obj: bpy.types.Object, run: str) -> None:
         bpy.data.materials.remove(made)
     for image in list(images.find(run).values()):
         bpy.data.images.remove(image)
+    if images.is_of_a_run(folder):
+        _remove_files(folder)
+    shutil.rmtree(preferences.data_folder() / "jobs" / run, ignore_errors=True)
+
+
+def _remove_files(folder: Path) -> None:
     of_members = [file.name for file in folder.glob(MEMBER_UVS.format(number="*"))]
     for name in (*(f"{name}.png" for name in protocol.MAP_NAMES), *_FILES, *of_members):
         with contextlib.suppress(OSError):
             (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not empty: someone else's files are in it
         folder.rmdir()
-    shutil.rmtree(preferences.data_folder() / "jobs" / run, ignore_errors=True)
 
 
 def keeps(obj: bpy.types.Object, variant: PATINA_PG_variant, shown: bool = True) -> str:

@@ -43,8 +43,8 @@ def descend(
 ) -> None:
     """Move `parameters` down in place, each by its rate of the mean wish, after losing `decay` of its value.
 
-    `summed`: the sums of the wishes by the shares the texels have in the points, and those of these shares; None where
-    a parameter was not read.
+    `summed`: of each parameter the sum of share x wish and the sum of shares over this step's points; None where it was
+    not read. Texels that no point of this step reads go on for a while by what was wished for before.
     """
     for index, parameter in enumerate(parameters):
         if summed[index] is None:

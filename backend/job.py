@@ -12,6 +12,7 @@ import datetime
 import errno
 import logging
 import logging.handlers
+import math
 import os
 import platform
 import sys
@@ -24,7 +25,7 @@ from addon import protocol
 Watch = Callable[[protocol.Event], None]
 LOG_LIMIT_BYTES = 2_000_000
 MESSAGE_LIMIT = 2000
-DEVICE_POLL_S = 0.5
+DEVICE_POLL_S, WAITING_TOLD_S = 0.5, 60.0
 
 # Named errors of the rooms: where they live, and the failure they mean. Looked up among the loaded modules
 # only: what was never imported cannot have been raised.
@@ -253,14 +254,14 @@ def _turn(
     device_lock: Path | None, stop_asked: Callable[[], str | None], events: _EventFile
 ) -> Iterator[protocol.Event | None]:
     """Hold the device's lock inside; yields the terminal event instead if the job was stopped before its turn."""
-    lock, waited = None, False
+    lock, told = None, -math.inf
     try:
         while (asked := stop_asked()) is None and device_lock is not None and lock is None:
             lock = protocol.take_lock(device_lock, _who_we_are())
             if lock is None:
-                if not waited:
+                if time.monotonic() - told > WAITING_TOLD_S:  # again and again: who says nothing is taken for hung
                     events.write(protocol.Progress("Waiting for another Blender's job", 0, 0, 0.0))
-                waited = True
+                    told = time.monotonic()
                 time.sleep(DEVICE_POLL_S)
         match asked:
             case None:

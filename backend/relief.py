@@ -24,7 +24,8 @@ NO_STEP = 1e-12  # square of a step, in object radii
 def without_curl(mesh: Mesh, where: material.Texels, values: Tensor, finest: int) -> Tensor:
     """`values` (K, 7) as stored of the texels `where`, their normals those of a relief.
 
-    Fitted at `finest` texels at most, where the maps hold no more; what is too much is then taken out of the finer map.
+    Fitted at `finest` texels at most, where the maps hold no more; the excess found there is interpolated and
+    subtracted from the finer map.
     """
     size = min(where.size, finest, height.SIZE)
     coarse = where if size == where.size else material.texels(mesh, size)

@@ -48,7 +48,7 @@ class Cuts:
 
 def find(mesh: Mesh, size: int) -> Cuts:
     """The cuts of the mesh's UV map, sampled for an image of size x size texels."""
-    vertex = same_rows(mesh.positions.reshape(-1, 3))[np.arange(3 * mesh.triangles)].reshape(-1, 3)
+    vertex = same_rows(mesh.positions.reshape(-1, 3)).reshape(-1, 3)
     a, b = shared_edges(vertex)
     here, there = _ends(mesh.uvs, a), _ends(mesh.uvs, b)[:, ::-1]
     joined = (np.abs(here - there) < 1e-6).all((1, 2))

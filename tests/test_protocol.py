@@ -240,3 +240,19 @@ def test_a_request_holds_plain_values_only():
     assert dataclasses.asdict(protocol.TextureRequest(prompt="x")) == json.loads(
         json.dumps(dataclasses.asdict(protocol.TextureRequest(prompt="x")))
     )
+
+
+BEFORE = '{"type": "Progress", "stage": "x", "total_steps": 2, "seconds_left": 1, '
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"type": "Failed", "kind": [], "message": "x", "hint": ""}',
+        BEFORE + '"step": 1, "fraction": 1' + 400 * "0" + "}",
+        BEFORE + '"fraction": 0.5, "step": ' + 5000 * "1" + "}",
+    ],
+)
+def test_values_of_the_wrong_kind_are_an_error_of_the_protocol(line):
+    with pytest.raises(protocol.ProtocolError):
+        protocol.decode(line, protocol.Event)

@@ -72,8 +72,12 @@ def row(name: str, size: int, steps: int) -> dict[str, object]:
     """The figures of one shape."""
     mesh = SHAPES[name]()
     maps, where = textured(mesh, size, steps)
-    final = material.bake(maps, where, lambda values: relief.without_curl(mesh, where, values, size))
-    unstitched = material.bake(maps, replace(where, cuts=seams.without_pairs(where.cuts)))
+
+    def correct(values: Tensor) -> Tensor:
+        return relief.without_curl(mesh, where, values, size)
+
+    final = material.bake(maps, where, correct)
+    unstitched = material.bake(maps, replace(where, cuts=seams.without_pairs(where.cuts)), correct)
 
     def across(images: dict[str, Tensor]) -> dict[str, dict[str, float]]:
         return figures(seams.jumps(where.cuts, written(images, where)).abs())

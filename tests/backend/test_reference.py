@@ -41,7 +41,7 @@ def painted(tmp_path_factory):
     known = oracle.from_image(oracle.image(smooth, 128))
     gbuffer, wanted = picture_of(known, triangles, path)
     model = oracle.Oracle(lambda points: torch.tensor(GREEN).expand(len(points.uv), 7), SIZE)
-    plan = oracle.plan_for(steps=340, render_size=SIZE, finest=SIDE, views=2)
+    plan = oracle.plan_for(steps=460, render_size=SIZE, finest=SIDE, views=2)
     state = optimisation.new_state(plan, torch.device("cpu"))
     pool = oracle.new_pool(mesh, SIZE, 0)
     pool.reference = reference.new(path, VIEW, triangles, SIZE)

@@ -107,3 +107,43 @@ def test_after_a_crash_the_file_opened_again_resumes(tmp_path):
         """,
         limit=180,
     )
+
+
+def test_a_run_paused_in_an_unsaved_file_leaves_its_maps_beside_the_file_saved_since(tmp_path):
+    run_scenario(
+        tmp_path,
+        """
+        start(cube, "slow")
+        tick_until(lambda: running.status.step >= 3)
+        run = running.job.place.run
+        assert bpy.ops.patina.pause() == {"FINISHED"}
+        tick_until(lambda: not running.busy)
+        (tmp / "project").mkdir()
+        bpy.ops.wm.save_as_mainfile(filepath=str(tmp / "project" / "a.blend"))
+        assert bpy.ops.patina.resume(run=run) == {"FINISHED"} and running.status.message == "The maps are done."
+        for image in images.find(run).values():
+            file = Path(bpy.path.abspath(image.filepath))
+            assert file.is_relative_to(tmp / "project") and tuple(image.size) == (512, 512), file
+        """,
+        limit=180,
+    )
+
+
+def test_what_waits_behind_a_paused_run_is_found_again_and_a_pausing_run_can_be_cancelled(tmp_path):
+    run_scenario(
+        tmp_path,
+        """
+        bpy.ops.mesh.primitive_uv_sphere_add(segments=16, ring_count=8, location=(3, 0, 0))
+        ball = bpy.context.object
+        start(cube, "slow"); start(ball, "red")
+        tick_until(lambda: running.status.step >= 3)
+        assert bpy.ops.patina.pause() == {"FINISHED"} and bpy.ops.patina.cancel.poll(), "a step may take long"
+        tick_until(lambda: not running.busy)
+        assert sorted((left.place.object_name, left.ending) for left in running.left) == [
+            ("Cube", "paused"), (ball.name, "interrupted")], running.left
+        (waited,) = [left for left in running.left if left.ending == "interrupted"]
+        assert bpy.ops.patina.resume(run=waited.place.run) == {"FINISHED"}
+        assert running.status.message == "The maps are done." and material.is_on(ball, waited.place.run)
+        """,
+        limit=180,
+    )

@@ -264,3 +264,22 @@ def test_a_full_disk_is_told(tmp_path):
         assert bpy.ops.patina.generate() == {"FINISHED"}
         """,
     )
+
+
+def test_a_run_that_fails_leaves_the_maps_that_were_in_its_output_folder(tmp_path):
+    run_scenario(
+        tmp_path,
+        """
+        from addon import command
+        out = tmp / "maps"
+        def patina(prompt):
+            return command._execute(["run", "--object", "Cube", "--prompt", prompt, "--out", str(out)])
+        assert patina("red") == 0
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        assert {f"{name}.png" for name in protocol.MAP_NAMES} <= before.keys()
+        assert patina("failed") == 1 and patina("killed") == 1
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        assert not list((generate.unsaved_root() / "Cube").iterdir()), "nothing is left elsewhere"
+        """,
+        limit=150,
+    )

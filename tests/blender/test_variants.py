@@ -236,3 +236,24 @@ def test_refine_takes_maps_mask_and_locks_along(tmp_path):
         """,
         limit=150,
     )
+
+
+def test_deleting_a_variant_leaves_the_folder_alone_that_its_images_were_moved_to(tmp_path):
+    run_scenario(
+        tmp_path,
+        """
+        import shutil
+        start(cube, "red"); tick_until(lambda: not running.busy)
+        first = running.ended.place.run
+        start(cube, "red"); tick_until(lambda: not running.busy)
+        shared = tmp / "textures"; shared.mkdir()
+        for image in images.find(first).values():  # as Unpack does, or Save As
+            shutil.copy(bpy.path.abspath(image.filepath), shared)
+            image.filepath = str(shared / Path(image.filepath).name)
+        (shared / "report.json").write_text("somebody else's")
+        before = sorted(path.name for path in shared.iterdir())
+        assert bpy.ops.patina.variant_delete(run=first) == {"FINISHED"}
+        assert sorted(path.name for path in shared.iterdir()) == before and len(before) == 5
+        """,
+        limit=150,
+    )
