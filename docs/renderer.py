@@ -52,7 +52,8 @@ def recovery(told: dict) -> list[str]:
     for key, name in RECOVERY:
         figure = summary[key]
         wanted = f">= {figure['at_least']}" if "at_least" in figure else f"<= {figure['at_most']}"
-        value = str(figure["value"]) if figure["holds"] else f"**{figure['value']}** (missed)"
+        number = f"{figure['value']:.3g}"
+        value = number if figure["holds"] else f"**{number}** (missed)"
         lines.append(f"| {name} | {value} | {wanted} |")
     return lines
 
