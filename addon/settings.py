@@ -171,7 +171,7 @@ class PATINA_PG_scene(bpy.types.PropertyGroup):
     )
     guidance_scale: FloatProperty(
         name="Guidance Scale",
-        description="How strictly the prompt is followed; 0: as Quality says",
+        description="How strictly the prompt is followed; 0: what the model was made for",
         default=0.0,
         min=0.0,
         max=200.0,

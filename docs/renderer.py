@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
-START, END = "## How true is the renderer\n", "## The route\n"
+START, END = "## How true is the renderer\n", "## Beside the others\n"
 RECOVERY = (
     ("relit_db", "under ten lights and from ten cameras never used: mean PSNR, dB"),
     ("relit_worst_db", "the worst picture of all, dB"),
