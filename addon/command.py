@@ -110,6 +110,9 @@ def _run(arguments: argparse.Namespace) -> int:
         output = images.new_folder(blend.parent / "patina", obj.name)
     else:
         out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".patina"
+        protocol.write_beside(probe, bytes(1 << 16))  # better now than after all the work
+        probe.unlink()
         output = images.new_folder(generate.unsaved_root(), obj.name)  # what is in DIR stays if the run fails
     problem = run_one(obj, session.current(), output)
     if problem:
@@ -121,8 +124,11 @@ def _run(arguments: argparse.Namespace) -> int:
     elif arguments.save_as:
         bpy.ops.wm.save_as_mainfile(filepath=str(arguments.save_as.resolve()))
     if out is not None:
-        for file in output.iterdir():
-            images.replace_file(file, out / file.name)
+        try:
+            for file in output.iterdir():
+                images.replace_file(file, out / file.name)
+        except OSError as error:
+            return _fail(f"{status.told(error)} The maps are in {output}.")
         if not (arguments.save or arguments.save_as):
             shutil.rmtree(output, ignore_errors=True)
     print(f"Patina: the maps are in {out or output}", flush=True)
