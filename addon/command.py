@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import bpy
@@ -110,9 +111,9 @@ def _run(arguments: argparse.Namespace) -> int:
         output = images.new_folder(blend.parent / "patina", obj.name)
     else:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".patina"
-        protocol.write_beside(probe, bytes(1 << 16))  # better now than after all the work
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=out) as probe:  # better now than after all the work
+            probe.write(bytes(1 << 16))
+            probe.flush()
         output = images.new_folder(generate.unsaved_root(), obj.name)  # what is in DIR stays if the run fails
     problem = run_one(obj, session.current(), output)
     if problem:
