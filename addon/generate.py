@@ -29,6 +29,7 @@ from . import (
     reference,
     refine,
     settings,
+    tasks,
     unwrap,
     variants,
     world_light,
@@ -53,6 +54,8 @@ def refusal(session: jobs.Session, obj: bpy.types.Object | None) -> str:
     """Why Generate cannot be pressed, or an empty string. Cheap."""
     if session.busy and not session.status.can_cancel:
         return f"The run on {session.status.object_name} is being ended. Wait a moment"
+    if isinstance(session.task, tasks.Install) and not session.task.finished:
+        return f"Wait: {session.task.title}"
     reason = mesh_io.refusal(obj)
     if not reason and not obj.patina.prompt.strip():
         reason = "Type a prompt: what the surface is made of"

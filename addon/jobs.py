@@ -308,11 +308,14 @@ class Session:
         self._worker.close()
 
     def _wait_for_end(self, job: Job) -> None:
-        if self._worker.poll() is None and time.monotonic() - job.last_event > _END_GIVE_UP_S:
+        if self._worker.poll() is None:
+            if time.monotonic() - job.last_event <= _END_GIVE_UP_S:
+                return
             self._worker.stop(0.0)
-        if self._worker.poll() is not None:
-            self.status.log = str(self._worker.log)
-            job.outcome, job.giving_up = job.giving_up, None
+        self.status.log = str(self._worker.log)
+        if self._worker.poll() is None:
+            self._worker = None  # the system holds it (a dead network drive, a driver): Blender does not wait for that
+        job.outcome, job.giving_up = job.giving_up, None
 
     # --- the end ---
 

@@ -158,7 +158,10 @@ WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "uniform": torch.ones_like,  # a plain mean squared error
     "score": lambda alpha_bar: torch.sqrt(alpha_bar / (1 - alpha_bar)),  # omega = 1 (CSD's first stage)
     "fantasia3d": lambda alpha_bar: alpha_bar * torch.sqrt(1 - alpha_bar),  # omega = sqrt(alpha_bar) (1 - alpha_bar)
-    "min_snr": lambda alpha_bar: (5 * (1 - alpha_bar) / alpha_bar.clamp(min=1e-12)).clamp(max=1),  # min(SNR, 5) / SNR
+    # omega = min(SNR, 5) / SNR (Hang et al. 2023)
+    "min_snr": lambda alpha_bar: torch.minimum(
+        torch.sqrt(alpha_bar / (1 - alpha_bar)), 5 * torch.sqrt((1 - alpha_bar) / alpha_bar)
+    ),
     # rectified_flow_prior: S (1 - S) with S = s / (a + s), where the noise weighs S and the picture 1 - S.
     "flow": lambda alpha_bar: 1 / (2 + 1 / torch.sqrt(alpha_bar * (1 - alpha_bar)).clamp(min=1e-12)),
 }

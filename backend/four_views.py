@@ -9,6 +9,7 @@ Alone this is the fast method, else what a distillation begins with.
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,12 +52,13 @@ def cameras_of() -> Cameras:
     )  # fmt: skip
 
 
+@torch.no_grad()
 def paint(
     model: Denoiser, triangles: Triangles, surface: Tensor, tables: GgxTables, scale: float, options: Options,
     pattern: tuple[float, Tensor], generator: torch.Generator,
-) -> Painted:  # fmt: skip
+) -> Generator[None, None, Painted]:  # fmt: skip
     """The four views as `model` paints them with guidance `scale`, from renders of the stored values `surface` (7,) or
-    from blobs (options.grid_start), by deterministic DDIM."""
+    from blobs (options.grid_start), by deterministic DDIM. Yields after each of the options.grid_steps."""
     together = not getattr(model, "sees_geometry", True)
     device = triangles.positions.device
     size = model.render_size // 2 if together else model.render_size
@@ -72,8 +74,7 @@ def paint(
         begin = tile(begin)
         tiles = tuple(range(len(cameras)))
         asked = replace(scene, size=2 * size, azimuth_deg=None, elevation_deg=None, tiles=tiles)
-    with torch.no_grad():
-        pictures = _denoise(model, asked, begin, scale, options, generator).clamp(-1, 1)
+    pictures = (yield from _denoise(model, asked, begin, scale, options, generator)).clamp(-1, 1)
     return Painted(untile(pictures) if together else pictures, scene)
 
 
@@ -95,7 +96,7 @@ def _begin(model: Denoiser, scene: Scene, surface: Tensor, tables: GgxTables, ki
 
 def _denoise(
     model: Denoiser, scene: Scene, begin: Tensor, scale: float, options: Options, generator: torch.Generator
-) -> Tensor:
+) -> Generator[None, None, Tensor]:
     clean = encode(model, begin)
     alphas_cumprod = model.alphas_cumprod.to(clean)
     total = len(alphas_cumprod) - 1
@@ -110,6 +111,7 @@ def _denoise(
         if after is not None:
             noise = noise_in(noisy, x0_hat, alphas_cumprod[rows * now])
             noisy = add_noise(x0_hat, noise, alphas_cumprod[rows * after])
+        yield
     return decode(model, x0_hat)
 
 

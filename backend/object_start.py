@@ -5,9 +5,13 @@ Metallic is bistable under score distillation: the wrong side of a metal is a lo
 rarely leave. So it is decided first, at object level, where the object is of one kind: the model paints a few
 views from noise in a few deterministic steps (DDIM), under known lights; a uniform dielectric, a uniform metal
 and a free mixture are fitted to them, and compared. A model that thinks in materials is asked instead.
+
+What takes long is a generator, which yields after each call of the model and returns its result.
 """
 
 from __future__ import annotations
+
+from collections.abc import Generator
 
 import torch
 from torch import Tensor
@@ -38,7 +42,7 @@ GUIDANCE_SCALE = 1.5  # at most: enough to tell materials apart, too little to s
 
 def uniform_start(
     model: Denoiser, pool: ViewPool, tables: GgxTables, pattern_scale: float, offset: Tensor, generator: torch.Generator
-) -> Tensor:
+) -> Generator[None, None, Tensor]:
     """Raw channels (7,) of the uniform material that fits the model's pictures best."""
     indices = pool.draw(VIEWS, CLOSE, generator)
     device = pool.triangles.positions.device
@@ -46,7 +50,7 @@ def uniform_start(
     scene = pool.scene(indices, lights, pattern_scale, offset)
     if isinstance(model, KnowsMaterials):
         return _raw_of(model.believed_material(scene).mean(0))
-    target = paint(model, scene, generator)
+    target = yield from paint(model, scene, generator)
     drawn = torch.randperm(scene.gbuffer.pixel.numel(), generator=generator)[:FIT_POINTS]
     keep = torch.zeros(scene.gbuffer.pixel.numel(), dtype=torch.bool, device=device)
     keep[drawn.to(device)] = True
@@ -68,7 +72,7 @@ def uniform_start(
 def place_metals(
     maps: LearnableMaps, model: KnowsMaterials, pool: ViewPool, pattern_scale: float, offset: Tensor,
     generator: torch.Generator,
-) -> None:  # fmt: skip
+) -> Generator[None, None, None]:  # fmt: skip
     """In a mixture begin with metal where the model means metal: light alone can leave rough rust on either side.
 
     Moves the metallic channel of the volumes, to which UV seams mean nothing, and nothing else.
@@ -85,6 +89,7 @@ def place_metals(
         for volume, gradient in zip(volumes, gradients, strict=True):
             volume.grad = gradient
         optimiser.step()
+        yield
     for volume in volumes:
         volume.grad = None
 
@@ -101,7 +106,7 @@ def is_mixed(raw: Tensor) -> bool:
     return MIXED[0] < float(material.stored_values(raw)[material.METALLIC]) < MIXED[1]
 
 
-def paint(model: Denoiser, scene: Scene, generator: torch.Generator) -> Tensor:
+def paint(model: Denoiser, scene: Scene, generator: torch.Generator) -> Generator[None, None, Tensor]:
     """Pictures (B, 3, H, W) in -1..1 of the scene, sampled by deterministic DDIM (Song et al. 2021)."""
     size, count = scene.size, scene.gbuffer.coverage.shape[0]
     device = scene.gbuffer.position.device
@@ -121,6 +126,7 @@ def paint(model: Denoiser, scene: Scene, generator: torch.Generator) -> Tensor:
         noise = (noisy - alpha_bar.sqrt() * x0_hat) / (1 - alpha_bar).sqrt()
         after = alphas_cumprod[times[index + 1]] if index + 1 < DENOISING_STEPS else torch.ones((), device=device)
         noisy = after.sqrt() * x0_hat + (1 - after).sqrt() * noise
+        yield
     return decode(model, noisy).clamp(-1, 1)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -102,14 +103,14 @@ def pattern_offset(seed: int) -> Tensor:
     return 2 * torch.rand(3, generator=torch.Generator().manual_seed(seed + 1))
 
 
-def start(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxTables) -> None:
-    """Put the fresh `state` at the material the model asks for (object_start.py)."""
+def start(state: State, plan: Plan, model: Denoiser, pool: ViewPool, tables: GgxTables) -> Iterator[None]:
+    """Put the fresh `state` at the material the model asks for (object_start.py). Yields where one may stop waiting."""
     pattern = plan.pattern_scale, pattern_offset(plan.seed)
-    raw = uniform_start(model, pool, tables, *pattern, state.generator)
+    raw = yield from uniform_start(model, pool, tables, *pattern, state.generator)
     with torch.no_grad():
         state.maps.volumes[0].copy_(raw.view(1, -1, 1, 1, 1))
     if is_mixed(raw) and isinstance(model, KnowsMaterials):
-        place_metals(state.maps, model, pool, *pattern, state.generator)
+        yield from place_metals(state.maps, model, pool, *pattern, state.generator)
     with torch.no_grad():
         for average, volume in zip(state.average.volumes, state.maps.volumes, strict=True):
             average.copy_(volume)

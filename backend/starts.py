@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +19,9 @@ from .guidance import TRAINED
 from .run import Run, preview, progress
 
 GRADIENT_OF_LATENTS = "sds"  # where the run's own guidance paints no latents
-SHOWN_SECONDS = 2.5
+SHOWN_SECONDS, TOLD_SECONDS = 2.5, 1.0
+
+T = TypeVar("T")
 
 
 def begin(run: Run, start_maps: dict[str, Tensor] | None, stop_asked: Callable[[], str | None]) -> Iterator[Event]:
@@ -26,35 +29,66 @@ def begin(run: Run, start_maps: dict[str, Tensor] | None, stop_asked: Callable[[
 
     Returns why it was stopped, or None. Nothing of a start that was stopped can be kept: it is made again.
     """
+    try:
+        yield from _begin(run, start_maps, stop_asked)
+    except _Stopped as stopped:
+        return stopped.why
+    return None
+
+
+class _Stopped(Exception):
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+def _begin(run: Run, start_maps: dict[str, Tensor] | None, stop_asked: Callable[[], str | None]) -> Iterator[Event]:
+    """As `begin`; raises _Stopped."""
     began = time.monotonic()
-    yield progress(run, "Choosing the material", None)
     if start_maps is not None and planning.goes_on(run.request):
         held.begin_from(run.state, start_maps)
         run.state.step = planning.first_step(run.request, run.plan)
     else:
-        optimisation.start(run.state, run.plan, run.model, run.pool, ggx_tables.load().to(run.device))
+        work = optimisation.start(run.state, run.plan, run.model, run.pool, ggx_tables.load().to(run.device))
+        yield from _told(work, run, "Choosing the material", stop_asked)
         if run.request.start == "four_views":
-            yield progress(run, "Painting four views", None)
-            _paint_four_views(run)
+            yield from _paint_four_views(run, stop_asked)
         if run.request.start == "latent_paint":
             yield progress(run, "Painting latents", None)
-            why = yield from _paint_latents(run, stop_asked)
-            if why:
-                return why
+            yield from _paint_latents(run, stop_asked)
     run.seconds["start"] = time.monotonic() - began
     yield preview(run)
-    return None
 
 
-def _paint_four_views(run: Run) -> None:
+def _told(
+    work: Generator[object, None, T], run: Run, stage: str, stop_asked: Callable[[], str | None]
+) -> Generator[Event, None, T]:
+    """Let `work` go on to its end, and say now and then that it does; its result. Raises _Stopped."""
+    yield progress(run, stage, None)
+    told = time.monotonic()
+    while True:
+        why = stop_asked()
+        if why:
+            raise _Stopped(why)
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+        if time.monotonic() - told > TOLD_SECONDS:
+            yield progress(run, stage, None)
+            told = time.monotonic()
+
+
+def _paint_four_views(run: Run, stop_asked: Callable[[], str | None]) -> Iterator[Event]:
     """Give the maps the base colour that the model paints in four views."""
     plan, maps = run.plan, run.state.maps
     tables = ggx_tables.load().to(run.device)
     surface = material.stored_values(maps.volumes[0].detach().flatten())
     pattern = plan.pattern_scale, optimisation.pattern_offset(plan.seed)
-    painted = four_views.paint(
+    work = four_views.paint(
         run.model, run.pool.triangles, surface, tables, plan.guidance_scale, plan.options, pattern, run.state.generator
     )
+    painted = yield from _told(work, run, "Painting four views", stop_asked)
     where = material.texels(run.mesh, maps.pyramid[-1].shape[-1], run.device)
     colors = four_views.base_color_of(painted, surface, tables)
     known = four_views.project(painted, colors, run.pool.triangles, where)
@@ -63,7 +97,7 @@ def _paint_four_views(run: Run) -> None:
 
 
 def _paint_latents(run: Run, stop_asked: Callable[[], str | None]) -> Iterator[Event]:
-    """Give the maps the base colour that Latent-Paint paints, showing it while it grows. Returns why it was stopped."""
+    """Give the maps the base colour that Latent-Paint paints, showing it while it grows."""
     plan, maps, told = run.plan, run.state.maps, time.monotonic()
     where = material.texels(run.mesh, maps.pyramid[-1].shape[-1], run.device)
     known = torch.ones(len(where.index), device=run.device)
@@ -78,13 +112,15 @@ def _paint_latents(run: Run, stop_asked: Callable[[], str | None]) -> Iterator[E
     for texture in steps:
         why = stop_asked()
         if why:
-            return why
-        image = latent_paint.preview(texture)
-        if image is not None and time.monotonic() - told > SHOWN_SECONDS:
-            four_views.settle(run.state.average, latent_paint.colors(image, where), known, where)
-            yield preview(run)
+            raise _Stopped(why)
+        if time.monotonic() - told > SHOWN_SECONDS:
+            image = latent_paint.preview(texture)
+            if image is None:
+                yield progress(run, "Painting latents", None)
+            else:
+                four_views.settle(run.state.average, latent_paint.colors(image, where), known, where)
+                yield preview(run)
             told = time.monotonic()
     image = latent_paint.decoded(run.model, texture)
     for each in (maps, run.state.average):
         four_views.settle(each, latent_paint.colors(image, where), known, where)
-    return None

@@ -150,7 +150,9 @@ def with_own_light(tables: GgxTables, wanted: bool = True) -> Callable[[str, Sce
 def plan(method: str, steps: int, scale: float, **options: object) -> optimisation.Plan:
     """How an oracle is distilled: the method as it was published, with w = `scale`."""
     chosen = replace(published(method), **options)
-    return plan_for(SIZE, PICTURE, steps, guidance=method, guidance_scale=scale, options=chosen, views=PICTURES)
+    return plan_for(
+        SIZE, PICTURE, steps, guidance=method, guidance_scale=scale, options=chosen, views=PICTURES, normal_from=0.3
+    )
 
 
 def painted(

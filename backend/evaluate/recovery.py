@@ -50,7 +50,7 @@ def plan_for(size: int, render_size: int, steps: int = STEPS, seed: int = 0, **c
     settings = {
         "views": VIEWS, "guidance": "clamped", "guidance_scale": 1.0, "pattern_scale": 1.0, "rescale": 0.0,
         "detail_decay": 0.005, "binary_metallic": 0.0, "rate": 0.4, "rate_end": 1.0, "damping": 1e-3,
-        "all_detail_at": 0.15, "average_from": 0.6, "average_decay": 0.95,
+        "all_detail_at": 0.15, "normal_from": 0.05, "average_from": 0.6, "average_decay": 0.95,
         "options": Options(weighting="uniform"), **changes,
     }  # fmt: skip
     return Plan(steps=steps, render_size=render_size, finest=size, seed=seed, **settings)

@@ -41,7 +41,8 @@ def textured(mesh: Mesh, size: int, steps: int) -> tuple[material.LearnableMaps,
     plan = planning.make_plan(request, model)
     state = optimisation.new_state(plan, torch.device("cpu"))
     pool, tables = new_pool(mesh, plan.render_size, plan.seed), ggx_tables.load()
-    optimisation.start(state, plan, model, pool, tables)
+    for _ in optimisation.start(state, plan, model, pool, tables):
+        pass
     while state.step < plan.steps:
         optimisation.step(state, plan, model, pool, tables)
     return state.average, material.texels(mesh, size)

@@ -136,3 +136,12 @@ def relit_psnr(known: Known, found: Known, mesh, size: int) -> tuple[float, floa
     wanted, got = render(known, gbuffer, lights), render(found, gbuffer, lights)
     each = [psnr(wanted[gbuffer.view == i], got[gbuffer.view == i]) for i in range(int(gbuffer.view.max()) + 1)]
     return psnr(wanted, got), min(each)
+
+
+def result_of(work):
+    """What a generator returns that yields only so that one may stop waiting."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value

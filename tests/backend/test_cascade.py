@@ -8,6 +8,7 @@ import diffusers
 import oracle_for_tests as oracle
 import pytest
 import shapes_for_tests as shapes
+import test_texturing
 import torch
 import toy_models
 from test_families import CPU, CUBE, Views
@@ -118,9 +119,7 @@ def two_stages(monkeypatch):
         request = protocol.TextureRequest(
             prompt="red plastic", texture_size=1024, steps=6, views=2, device="cpu", second_stage="second"
         )
-        asked = iter(range(1000))
-        stop = lambda: "pause" if stop_at is not None and next(asked) >= stop_at else None  # noqa: E731
-        return list(texturing.run(request, job, shelf, stop))
+        return test_texturing.run(job, request, stop_at, "pause", shelf)
 
     return run, sizes
 

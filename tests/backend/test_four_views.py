@@ -52,7 +52,8 @@ def mesh():
 def painted_by(model, mesh, options=None):
     generator = torch.Generator().manual_seed(0)
     options = options or Options(grid_steps=2)
-    return four_views.paint(model, Triangles.of(mesh), SURFACE, TABLES, 1.0, options, PATTERN, generator)
+    work = four_views.paint(model, Triangles.of(mesh), SURFACE, TABLES, 1.0, options, PATTERN, generator)
+    return oracle.result_of(work)
 
 
 def test_a_known_texture_comes_back_where_the_views_see_it(mesh):

@@ -255,15 +255,19 @@ def test_the_gradient_is_dreamfusions_written_in_x0():
     wide = alpha_bar.view(-1, 1, 1, 1)
     noisy = guidance.add_noise(x0, noise, alpha_bar)
     difference = guidance.noise_in(noisy, x0_hat, alpha_bar) - noise
-    omegas = {"sds": 1 - wide, "score": torch.ones_like(wide), "fantasia3d": wide.sqrt() * (1 - wide)}
+    snr = wide / (1 - wide)
+    omegas = {
+        "sds": 1 - wide,
+        "score": torch.ones_like(wide),
+        "fantasia3d": wide.sqrt() * (1 - wide),
+        "min_snr": snr.clamp(max=5) / snr,
+    }
     for name, omega in omegas.items():
         found = WEIGHTINGS[name](alpha_bar).view(-1, 1, 1, 1) * (x0 - x0_hat)
         assert torch.allclose(found, omega * difference, atol=1e-12), name
     gamma = ((1 - alpha_bar) / alpha_bar).sqrt()
     sigma = gamma / (1 + gamma)  # a flow's time for the same share of noise
     assert torch.allclose(WEIGHTINGS["flow"](alpha_bar), sigma * (1 - sigma), atol=1e-12)
-    snr = alpha_bar / (1 - alpha_bar)
-    assert torch.allclose(WEIGHTINGS["min_snr"](alpha_bar), snr.clamp(max=5) / snr)
     assert torch.equal(WEIGHTINGS["uniform"](alpha_bar), torch.ones(5, dtype=torch.float64))
 
 

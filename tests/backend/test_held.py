@@ -7,11 +7,12 @@ import numpy as np
 import oracle_for_tests as oracle
 import pytest
 import shapes_for_tests as shapes
+import test_texturing
 import torch
 from PIL import Image
 
 from addon import protocol
-from backend import held, maps, material, optimisation, planning, texturing
+from backend import held, maps, material, optimisation, planning
 from backend.mesh import load_job_mesh
 
 REQUEST = protocol.TextureRequest(
@@ -51,14 +52,7 @@ def new_job(folder, face_mask=None, painted=None, size=512):
 
 
 def run(job, request=REQUEST, stop_at=None, why="pause"):
-    asked = 0
-
-    def stop_asked():
-        nonlocal asked
-        asked += 1
-        return why if stop_at is not None and asked > stop_at else None
-
-    return list(texturing.run(request, job, Shelf(), stop_asked))
+    return test_texturing.run(job, request, stop_at, why, Shelf())
 
 
 def made(job, event):

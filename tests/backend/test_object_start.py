@@ -8,7 +8,7 @@ from backend import ggx_tables, material
 from backend.diffusion.interface import Prediction
 from backend.object_start import is_mixed, place_metals, uniform_start
 from tests.backend import shapes_for_tests
-from tests.backend.oracle_for_tests import Oracle, new_pool
+from tests.backend.oracle_for_tests import Oracle, new_pool, result_of
 
 
 class Unguided(Oracle):
@@ -29,7 +29,7 @@ def test_the_start_is_the_painted_material(base_color, metallic, roughness):
     pool = new_pool(shapes_for_tests.mesh_of(shapes_for_tests.sphere()), 48, seed=3)
     model = Unguided(lambda gbuffer: stored.expand(len(gbuffer.view), 7), render_size=48)
     generator = torch.Generator().manual_seed(0)
-    raw = uniform_start(model, pool, ggx_tables.load(), 1.0, torch.zeros(3), generator)
+    raw = result_of(uniform_start(model, pool, ggx_tables.load(), 1.0, torch.zeros(3), generator))
     found = material.stored_values(raw)
     assert abs(float(found[material.METALLIC]) - metallic) < 0.1
     assert abs(float(found[material.ROUGHNESS]) - roughness) < 0.08
@@ -45,7 +45,8 @@ def test_a_mixture_is_left_to_its_texels():
 
     pool = new_pool(shapes_for_tests.mesh_of(shapes_for_tests.sphere()), 48, seed=3)
     generator = torch.Generator().manual_seed(0)
-    raw = uniform_start(Unguided(half, render_size=48), pool, ggx_tables.load(), 1.0, torch.zeros(3), generator)
+    model = Unguided(half, render_size=48)
+    raw = result_of(uniform_start(model, pool, ggx_tables.load(), 1.0, torch.zeros(3), generator))
     assert 0.25 < float(material.stored_values(raw)[material.METALLIC]) < 0.75
 
 
@@ -67,7 +68,8 @@ class Knows(Oracle):
 def test_a_model_that_thinks_in_materials_is_asked_for_them(metallic):
     model = Knows(lambda gbuffer: torch.tensor([0.2, 0.5, 0.8, metallic, 0.4]).expand(len(gbuffer.view), 5))
     pool = new_pool(shapes_for_tests.mesh_of(shapes_for_tests.sphere()), 48, seed=3)
-    raw = uniform_start(model, pool, ggx_tables.load(), 1.0, torch.zeros(3), torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    raw = result_of(uniform_start(model, pool, ggx_tables.load(), 1.0, torch.zeros(3), generator))
     found = material.stored_values(raw)
     assert torch.allclose(found[:5], torch.tensor([0.2, 0.5, 0.8, metallic, 0.4]), atol=0.04)
     assert is_mixed(raw) == (metallic == 0.3)
@@ -80,7 +82,7 @@ def test_metals_begin_where_the_model_means_them():
 
     pool = new_pool(shapes_for_tests.mesh_of(shapes_for_tests.sphere()), 48, seed=3)
     maps = material.new_maps(64)
-    place_metals(maps, Knows(half), pool, 1.0, torch.zeros(3), torch.Generator().manual_seed(0))
+    result_of(place_metals(maps, Knows(half), pool, 1.0, torch.zeros(3), torch.Generator().manual_seed(0)))
     gbuffer = pool.gbuffer([0, 1, 2, 3])
     with torch.no_grad():
         found = material.look_up(maps, gbuffer)

@@ -63,15 +63,19 @@ def whole(tmp_path_factory, quick_start):
 
 
 def run(job, request=REQUEST, stop_at=None, why="cancel", shelf=None):
-    """All events; `stop_asked` answers `why` from its call number `stop_at` on."""
-    asked = 0
+    """All events; after `stop_at` steps of painting `stop_asked` answers `why`."""
+    events, steps = [], 0
 
     def stop_asked():
-        nonlocal asked
-        asked += 1
-        return why if stop_at is not None and asked > stop_at else None
+        nonlocal steps
+        if stop_at is None or not any(getattr(event, "stage", "") in ("Painting", "Refining") for event in events):
+            return None
+        steps += 1
+        return why if steps > stop_at else None
 
-    return list(texturing.run(request, job, shelf or Shelf(), stop_asked))
+    for event in texturing.run(request, job, shelf or Shelf(), stop_asked):
+        events.append(event)
+    return events
 
 
 def check_stream(events, terminal):
@@ -192,6 +196,17 @@ def test_paused_and_resumed_it_ends_as_if_nothing_had_been(why, reason, step, wh
         assert np.array_equal(wanted[name], found[name]), f"{name} differs after a pause"
     unseen = [json.loads(folder.report.read_text())["unseen_share"] for folder in (unbroken, job)]
     assert unseen[0] == unseen[1]
+
+
+@pytest.mark.parametrize(("why", "end"), [("pause", protocol.Paused), ("cancel", protocol.Cancelled)])
+def test_a_run_can_be_stopped_while_it_chooses_the_material(why, end, new_job):
+    """Which takes minutes with a large model on a small machine."""
+    job, asked = new_job(), []
+    events = list(texturing.run(REQUEST, job, Shelf(), lambda: asked.append(0) or (why if len(asked) == 3 else None)))
+    check_stream(events, end)
+    assert len(asked) == 3 and events[-1].step == 0 and not job.checkpoint.exists()
+    assert [event.stage for event in events if isinstance(event, protocol.Progress)] == ["Choosing the material"]
+    assert isinstance(run(job)[-1], protocol.Done)
 
 
 def test_a_resumed_run_that_is_cancelled_keeps_what_was_painted(new_job):

@@ -72,6 +72,45 @@ def test_a_build_that_fails_or_is_cancelled_is_told(tmp_path):
     )
 
 
+def test_generate_waits_for_an_installation_that_is_under_way(tmp_path):
+    run(
+        tmp_path,
+        """
+        from addon import tasks
+        hold = True
+        running.task = tasks.Install(Build(None, None))
+        cube.patina.prompt = "red"
+        assert generate.refusal(running, cube) == "Wait: Installing the backend"
+        running.task.cancel()
+        assert generate.refusal(running, cube) == ""
+        """,
+    )
+
+
+def test_a_backend_that_cannot_even_be_killed_does_not_hold_blender_up(tmp_path):
+    run(
+        tmp_path,
+        """
+        ready[0] = True
+        start(cube, "red slow")
+        tick_until(lambda: running.job.attempt is not None and running.status.step > 0)
+        held, log = running._worker, str(running._worker.log)
+        poll, stop, asked = held.poll, held.stop, []
+        held.poll, held.stop = lambda: None, lambda timeout: asked.append(timeout)
+        running._give_up(running.job, "It did not react.", "Try again.")
+        running.job.last_event -= 60
+        tick_until(lambda: not running.busy, 2.0)
+        assert asked == [0.0] and running.status.log == log
+        assert "It did not react." in running.status.message, running.status.message
+        del held.poll, held.stop
+        held.stop()
+        start(cube, "red")
+        tick_until(lambda: not running.busy)
+        assert running.status.message == "The maps are done." and running._worker is not held
+        """,
+    )
+
+
 def test_without_online_access_nothing_is_downloaded(tmp_path):
     run(
         tmp_path,
