@@ -154,8 +154,10 @@ def _solved(links: Links, place: np.ndarray) -> np.ndarray:
     count = len(place)
     if count <= COARSEST or not len(links.a):
         return _levelled(links, np.zeros(count), STEPS_COARSEST)
-    coarse, group = np.unique(place // [1, 2, 2], axis=0, return_inverse=True)
-    group = group.reshape(-1)
+    halved = place // [1, 2, 2]
+    sides = tuple(halved.max(0) + 1)
+    number, group = np.unique(np.ravel_multi_index(tuple(halved.T), sides), return_inverse=True)
+    coarse = np.stack(np.unravel_index(number, sides), axis=1)
     if len(coarse) > 0.9 * count:  # islands of single texels
         return _levelled(links, np.zeros(count), STEPS_COARSEST)
     return _levelled(links, _solved(_joined(links, group, len(coarse)), coarse)[group], STEPS)

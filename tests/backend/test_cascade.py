@@ -15,7 +15,7 @@ from test_families import CPU, CUBE, Views
 
 from addon import protocol
 from backend import __main__ as command
-from backend import checkpoint, models, object_start, optimisation, texturing
+from backend import checkpoint, models, optimisation, texturing
 from backend import run as run_room
 from backend.diffusion import built_in, families
 from backend.diffusion.interface import ModelError
@@ -107,7 +107,6 @@ RED = (0.8, 0.2, 0.1, 0.05, 0.4, 0.5, 0.5)
 @pytest.fixture
 def two_stages(monkeypatch):
     """Two cheap models in place of a cascade; what the second one was shown."""
-    monkeypatch.setattr(object_start, "FIT_STEPS", 4)
     first, second = (oracle.Oracle(lambda gbuffer: torch.tensor(RED).expand(len(gbuffer.uv), 7), s) for s in (16, 32))
     monkeypatch.setattr(texturing, "second_stage", lambda name, device: second)
     shelf = type("Shelf", (), {"get": lambda self, name, device: first})()
@@ -188,7 +187,6 @@ def test_every_option_can_be_said_in_words():
 
 
 def test_the_built_in_model_has_a_second_stage(tmp_path, monkeypatch):
-    monkeypatch.setattr(object_start, "FIT_STEPS", 4)
     job, asked = job_in(tmp_path / "job"), []
     predict = built_in.BuiltInPrior.predict
     monkeypatch.setattr(

@@ -8,7 +8,7 @@ import torch
 from test_texturing import job_in
 
 from addon import protocol
-from backend import latent_paint, material, object_start, starts, texturing
+from backend import latent_paint, material, starts, texturing
 from backend.diffusion.interface import Prediction
 from backend.distillation import Options
 from backend.guidance import GuidanceError
@@ -89,7 +89,6 @@ def test_models_without_latents_and_controls_are_refused():
 
 
 def test_a_run_ends_with_it_as_a_method_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(object_start, "FIT_STEPS", 4)
     monkeypatch.setattr(starts, "SHOWN_SECONDS", 0.0)
     model = Latents()
     shelf = type("Shelf", (), {"get": lambda self, name, device: model})()
@@ -103,19 +102,20 @@ def test_a_run_ends_with_it_as_a_method_of_its_own(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("why", "end"), [("pause", protocol.Paused), ("cancel", protocol.Cancelled)])
-def test_a_start_that_is_stopped_leaves_nothing_and_is_made_again(tmp_path, monkeypatch, why, end):
-    monkeypatch.setattr(object_start, "FIT_STEPS", 4)
+def test_a_start_that_is_stopped_leaves_nothing_and_is_made_again(tmp_path, why, end):
     model = Latents()
     shelf = type("Shelf", (), {"get": lambda self, name, device: model})()
     request = protocol.TextureRequest(
         prompt="x", texture_size=512, start="latent_paint", guidance="none", device="cpu", options={"latent_steps": "9"}
     )
-    job, asked = job_in(tmp_path / "stopped"), []
+    job, events, asked = job_in(tmp_path / "stopped"), [], []
 
     def third_time():
-        asked.append(None)
+        if any(getattr(event, "stage", "") == "Painting latents" for event in events):
+            asked.append(None)
         return why if len(asked) == 3 else None
 
-    events = list(texturing.run(request, job, shelf, third_time))
+    for event in texturing.run(request, job, shelf, third_time):
+        events.append(event)
     assert isinstance(events[-1], end) and len(asked) == 3 and not job.checkpoint.exists()
     assert isinstance(list(texturing.run(request, job, shelf, lambda: None))[-1], protocol.Done)

@@ -8,7 +8,7 @@ import torch
 from test_texturing import job_in
 
 from addon import protocol
-from backend import ggx_tables, material, object_start, occlusion, optimisation, texturing, views
+from backend import ggx_tables, material, occlusion, optimisation, texturing, views
 from backend.diffusion.interface import Prediction, Scene
 from backend.evaluate import _known as known
 from backend.evaluate import recovery
@@ -71,7 +71,6 @@ def test_shadows_stay_out_of_the_base_colour_where_the_renderer_knows_them():
     ("auto", True, True), ("auto", False, False), ("on", False, True), ("off", True, False),
 ])  # fmt: skip
 def test_who_renders_with_shadows(tmp_path, monkeypatch, wish, paints_shadows, expected):
-    monkeypatch.setattr(object_start, "FIT_STEPS", 2)
     pools, new_pool = [], views.new_pool
     monkeypatch.setattr(views, "new_pool", lambda *a: pools.append(new_pool(*a)) or pools[-1])
     model = known.Oracle(torch.full((7, 8, 8), 0.5), 32, TABLES)

@@ -11,7 +11,7 @@ from test_panoramas import picture
 from test_texturing import REQUEST, Shelf, job_in, run
 
 from addon import protocol
-from backend import object_start, panoramas, surroundings
+from backend import panoramas, surroundings
 from backend.diffusion.interface import Prediction
 from backend.maps import read_map
 
@@ -74,8 +74,7 @@ def test_all_panoramas_are_drawn_and_turned():
     assert torch.equal(again.linear, lights.linear)
 
 
-def test_a_run_is_lit_by_the_panoramas_of_its_request(tmp_path, monkeypatch):
-    monkeypatch.setattr(object_start, "FIT_STEPS", 6)
+def test_a_run_is_lit_by_the_panoramas_of_its_request(tmp_path):
     found = {}
     for name, request in (
         ("own", replace(REQUEST, steps=60)),

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from addon import protocol
-from backend import models, object_start, texturing
+from backend import models, texturing
 from backend.maps import read_map
 from backend.mesh import MeshError
 from backend.prompts import PromptError
@@ -34,14 +34,6 @@ class Shelf:
     def get(self, name, device):
         assert name == protocol.BUILT_IN_MODEL and device == torch.device("cpu")
         return self.model
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_start():
-    """The fit of the first material takes most of such a short run; its quality is not what is looked at here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(object_start, "FIT_STEPS", 6, raising=False)
-        yield
 
 
 def job_in(folder, arrays=None):

@@ -62,6 +62,7 @@ def test_an_interrupted_batch_says_how_to_go_on_and_goes_on(tmp_path, name, code
         _BATCH
         + f"""
 wish("slow")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 before = signal.getsignal(signal.{name})
 later(3.0, lambda: os.kill(os.getpid(), signal.{name}))
 ended, said = patina("batch")
