@@ -21,7 +21,7 @@ TABLES = ggx_tables.load()
 def rows(tmp_path_factory):
     """Two shapes x two materials at 96 x 96, in few steps; the whole evaluation has 256 x 256 and more steps."""
     folder = tmp_path_factory.mktemp("recovery")
-    options = "--shapes mirrored,box --materials plastic,rusty --size 96 --steps 120".split()
+    options = "--shapes mirrored,box --materials plastic,rusty --size 96 --steps 150".split()
     assert recovery.main(["--json", str(folder / "r.json"), "--picture", str(folder), *options]) == 0
     written = json.loads((folder / "r.json").read_text())
     assert written["summary"]["runs"] == 4 and len(list(folder.glob("*.png"))) == 4
