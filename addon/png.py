@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 
@@ -23,6 +24,15 @@ def encode(values: np.ndarray) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, bits, _KINDS[channels], 0, 0, 0)
     body = zlib.compress(filtered.tobytes(), 1)
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
+
+
+def width(path: Path) -> int:
+    """Of the PNG file at `path`. Raises OSError, also when it is none."""
+    with open(path, "rb") as file:
+        start = file.read(24)
+    if len(start) < 24 or start[12:16] != b"IHDR":
+        raise OSError(f"{path} is no PNG file.")
+    return int.from_bytes(start[16:20])
 
 
 def quantised(values: np.ndarray, bits: int) -> np.ndarray:

@@ -47,6 +47,8 @@ def prepare(
     if painted is not None:
         protocol.write_beside(folder.mask, png.encode(painted))
     if limits.are_set(obj.patina.limits):
-        size = variants.request_of(origin).texture_size
+        # A cancelled run has left smaller maps than it was asked for; repainted ones may have any size.
+        size = png.width(folder.start / f"{protocol.MAP_NAMES[0]}.png")
+        size = size if size in protocol.TEXTURE_SIZES else variants.request_of(origin).texture_size
         request = dataclasses.replace(request, texture_size=size)
     return request

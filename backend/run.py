@@ -87,14 +87,21 @@ def _last_preview(job: JobFolder) -> int:
 
 
 def write_partial(run: Run) -> dict[str, str]:
-    """The maps of a run that ends early; none before its first step."""
-    return _write_final(run, *_bake(run))[0] if run.step else {}
+    """The maps of a run that ends early; none before its first step.
+
+    As large as what was painted, not as what was asked for: who cancels does not wait for empty magnification. What a
+    mask keeps is kept texel by texel, so that such maps are whole.
+    """
+    if not run.step:
+        return {}
+    whole = run.request.texture_size
+    return _write_final(run, *_bake(run, whole if run.state.held is not None else min(whole, run.plan.finest)))[0]
 
 
 def finish(run: Run, began: float) -> Iterator[Event]:
     """Write the maps and the report. `began`: time.monotonic() at the attempt's start."""
     start = time.monotonic()
-    images, where = _bake(run)
+    images, where = _bake(run, run.request.texture_size)
     hidden = _fill_unseen(run, images, where)
     maps, images = _write_final(run, images, where)
     run.seconds["maps"] = time.monotonic() - start
@@ -137,9 +144,9 @@ def finish(run: Run, began: float) -> Iterator[Event]:
     yield protocol.Done(maps, run.job.report.name)
 
 
-def _bake(run: Run) -> tuple[dict[str, Tensor], material.Texels]:
-    """Full-size maps and where they lie."""
-    where = material.texels(run.mesh, run.request.texture_size, run.device)
+def _bake(run: Run, size: int) -> tuple[dict[str, Tensor], material.Texels]:
+    """Maps of size x size texels and where they lie."""
+    where = material.texels(run.mesh, size, run.device)
     if where.index.numel() == 0:
         raise ValueError("No texel of the maps is covered by the UVs.")
     finest = run.plan.finest

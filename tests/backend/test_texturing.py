@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from addon import protocol
-from backend import models, texturing
+from backend import models, planning, texturing
 from backend.maps import read_map
 from backend.mesh import MeshError
 from backend.prompts import PromptError
@@ -160,6 +160,13 @@ def test_cancelled_it_leaves_what_there_is(new_job):
     assert events[-1].step == 6
     assert maps_of(job, events[-1])["base_color"].shape == (512, 512, 3)
     assert not job.report.exists()
+
+
+def test_who_cancels_does_not_wait_for_empty_magnification(new_job):
+    """4096 texels to a side take longer than a cancelled backend may live."""
+    job = new_job()
+    maps = maps_of(job, run(job, replace(REQUEST, texture_size=4096), stop_at=2)[-1])
+    assert {image.shape[0] for image in maps.values()} == {planning.EFFECTIVE_SIZE}
 
 
 def test_cancelled_before_the_first_step_there_are_no_maps(new_job):

@@ -163,7 +163,7 @@ def test_refine_takes_maps_mask_and_locks_along(tmp_path):
     run_scenario(
         tmp_path,
         """
-        from addon import limits, variants
+        from addon import limits, png, variants
         cube.patina.prompt, cube.patina.seed = "red", 3
         bpy.ops.patina.generate()
         first = variants.current(cube)
@@ -200,6 +200,12 @@ def test_refine_takes_maps_mask_and_locks_along(tmp_path):
         job, request, mask = refine()
         height = np.load(job.folder.mesh)["positions"][..., 2].mean(1)
         assert 0 < mask.sum() < len(mask) and height[mask].min() > height[~mask].min()
+        running.cancel(); tick_until(lambda: not running.busy)
+        bpy.context.scene.patina.texture_size = "512"
+        for name in protocol.MAP_NAMES:  # as large as they are, whatever their run was asked for
+            path = images.map_file(variants.folder_of(variants.find(cube, run)), name)
+            path.write_bytes(png.encode(np.full((1024, 1024, 3), 128, np.uint8)))
+        assert refine()[1].texture_size == 1024
         running.cancel(); tick_until(lambda: not running.busy)
         cube.modifiers.clear()
 
