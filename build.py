@@ -119,7 +119,8 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
     for blender in real_blenders():
         say(f"pytest with {blender}")
         environment = {**child_environment(python), "BLENDER": blender}
-        code = subprocess.run([python, *pytest, "tests/blender"], cwd=ROOT, env=environment).returncode or code
+        which = ["-m", "real" if options.slow else "real and not slow"]
+        code = subprocess.run([python, *pytest, *which, "tests/blender"], cwd=ROOT, env=environment).returncode or code
     return code
 
 

@@ -17,7 +17,11 @@ from .test_real_program import BLENDER, _blender, environment, fresh_user, insta
 
 Image = pytest.importorskip("PIL.Image")
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not BLENDER, reason="no blender found: set $BLENDER")]
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.slow,
+    pytest.mark.skipif(not BLENDER, reason="no blender found: set $BLENDER"),
+]
 
 _SETTINGS = """
 bpy.context.scene.patina.texture_size, bpy.context.scene.patina.views = "512", 2

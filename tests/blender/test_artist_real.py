@@ -13,7 +13,11 @@ from . import window
 from .harness import PATIENCE
 from .test_real_program import BLENDER, _blender, environment, fresh_user, installed  # noqa: F401  (fixtures)
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not BLENDER, reason="no blender found: set $BLENDER")]
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.slow,
+    pytest.mark.skipif(not BLENDER, reason="no blender found: set $BLENDER"),
+]
 
 _HEADLESS = """
 import bpy, numpy as np

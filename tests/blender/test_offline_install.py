@@ -18,7 +18,7 @@ pytest.importorskip("bpy")
 
 from .test_real_program import BLENDER, REPO  # noqa: E402
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 _SCENARIO = """
 import faulthandler; faulthandler.dump_traceback_later(1150, exit=True)

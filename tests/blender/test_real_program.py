@@ -19,7 +19,7 @@ from .harness import PATIENCE
 REPO = Path(__file__).resolve().parents[2]
 BLENDER = os.environ.get("BLENDER") or shutil.which("blender")
 
-pytestmark = pytest.mark.skipif(not BLENDER, reason="no blender found: set $BLENDER")
+pytestmark = [pytest.mark.real, pytest.mark.skipif(not BLENDER, reason="no blender found: set $BLENDER")]
 
 _FAKE = """
 from pathlib import Path

@@ -12,6 +12,7 @@ from . import window
 from .test_real_program import BLENDER, environment, fresh_user, installed  # noqa: F401  (fixtures)
 
 pytestmark = [
+    pytest.mark.real,
     pytest.mark.slow,
     pytest.mark.skipif(
         not BLENDER or not all(shutil.which(tool) for tool in window.TOOLS),
