@@ -101,22 +101,29 @@ def _run_on(obj: bpy.types.Object) -> str:
 
 
 def _add_layers(context, objects: list[bpy.types.Object], folder: protocol.JobFolder, undo) -> tuple[str, dict]:
-    """A new UV layer of one name on every mesh; the name, and mesh -> the file of its UVs."""
+    """A UV layer of one name on every mesh, new unless it is there; the name, and mesh -> the file of its UVs."""
     firsts = _first_of_each_mesh(objects)
     stretches = {obj: mesh_io.stretch_of(obj)[0] for obj in firsts}
     made = unwrap.unwrap_together(context, stretches)
-    taken = {layer.name for obj in firsts for layer in obj.data.uv_layers}
     names = (LAYER_NAME, *(f"{LAYER_NAME} {number}" for number in range(2, 10)))
-    name = next(name for name in names if name not in taken)
+    known = next((name for name in names if all(_has(*pair, name) for pair in zip(firsts, made, strict=True))), None)
+    taken = {layer.name for obj in firsts for layer in obj.data.uv_layers}
+    name = known or next(name for name in names if name not in taken)
     files = {}
     for number, (obj, uvs) in enumerate(zip(firsts, made, strict=True)):
-        undo.callback(generate.remove_layer, obj.data, name)
-        if unwrap.add_layer(obj.data, uvs, name) != name:
-            raise MeshProblem(f"{obj.name} would not take a UV layer {name}. Rename its layers, then try again.")
+        if known is None:
+            undo.callback(generate.remove_layer, obj.data, name)
+            if unwrap.add_layer(obj.data, uvs, name) != name:
+                raise MeshProblem(f"{obj.name} would not take a UV layer {name}. Rename its layers, then try again.")
         file = folder.path / (variants.MEMBER_UVS.format(number=number) if number else variants.UVS)
         np.save(file, uvs, allow_pickle=False)
         files[obj.data] = file
     return name, files
+
+
+def _has(obj: bpy.types.Object, uvs: np.ndarray, name: str) -> bool:
+    """Whether an earlier atlas of the same objects has left these very UVs."""
+    return name in obj.data.uv_layers and np.allclose(unwrap.uvs_of(obj.data, name), uvs, atol=1e-5)
 
 
 def _first_of_each_mesh(objects: list[bpy.types.Object]) -> list[bpy.types.Object]:
@@ -149,6 +156,9 @@ def _arrays(context, objects: list[bpy.types.Object], layer: str) -> tuple[dict[
         part["positions"] = part["positions"] @ rotation.T + offset
         part["normals"] = part["normals"] @ rotation.T
         part["tangents"] = np.concatenate([part["tangents"][..., :3] @ rotation.T, part["tangents"][..., 3:]], axis=-1)
+        if np.linalg.det(rotation) < 0:  # mirrored: its faces would look inwards, its bitangents the other way
+            part |= {name: part[name][:, ::-1] for name in ("positions", "normals", "tangents", "uvs")}
+            part["tangents"] = part["tangents"] * [1, 1, 1, -1]
     kinds = {name: dtype for name, (_, dtype) in protocol.MESH_ARRAYS.items()}
     united = {name: np.concatenate([part[name] for part in parts]).astype(kind) for name, kind in kinds.items()}
     return {name: np.ascontiguousarray(values) for name, values in united.items()}, apart

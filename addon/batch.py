@@ -9,7 +9,8 @@
     seed = 1                        # or seeds = [1, 2, 3]
     out = "textures/{object}/{prompt}-{seed}"      # relative to JOBS.toml
     # also negative_prompt, quality, texture_size, pattern_scale, model, second_stage, control, control_kind,
-    # control_strength, start, guidance, guidance_scale, steps, views, render_size and device
+    # control_strength, start, guidance, guidance_scale, steps, views, render_size, device, panoramas and extra_maps;
+    # folders of models and panoramas are relative to JOBS.toml too
 
 Knows objects and requests; how the queue is run says batch_queue.
 """
@@ -27,7 +28,7 @@ from pathlib import Path
 
 import bpy
 
-from . import batch_queue, generate, mesh_io, preferences, protocol, status
+from . import batch_queue, generate, mesh_io, preferences, protocol, settings, status
 from .batch_queue import BatchProblem, Entry, Item
 
 _SETTINGS = (
@@ -100,7 +101,8 @@ def prepare(jobs: Path, force: bool, tell) -> list[Entry]:
         if batch_queue.is_done(batch, entry.item) and not force:
             continue  # `run` says so
         try:
-            _export(batch, entry.item, meshes[wish.object_name], request)
+            whole = settings.with_whole_paths(request, jobs.parent)
+            _export(batch, entry.item, meshes[wish.object_name], whole)
         except (BatchProblem, *generate.PROBLEMS) as error:
             entry.state, entry.message = "failed", status.told(error)
             tell(f"{wish.object_name}: {entry.message}")
@@ -133,6 +135,8 @@ def _export(batch: Path, item: Item, obj: bpy.types.Object, request: protocol.Te
             protocol.write_beside(folder.mesh, mesh)
             folder.write_request(request)
             batch_queue.put(batch, item)
+        elif folder.read_request() != request:  # made for another computer
+            folder.write_request(request)
         undo.pop_all()  # a layer that was made stays in the file: what is saved with it fits the maps
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from . import protocol, worker
 
 ITEM, STAMP, REPORT = "item.json", "patina-batch.json", "report.json"
+_OF_THE_COMPUTER = {"device", "rasterizer"}  # fields of a request that do not change what is wished for
 _TICK_S = 0.1
 _SILENT_GIVE_UP_S = 60.0
 _EVENT_GIVE_UP_S = 900.0  # signs of life, but nothing happens
@@ -62,9 +63,11 @@ class BatchProblem(ValueError):
 
 
 def item_id(object_name: str, out: str, request: protocol.TextureRequest) -> str:
-    """The same for the same wish, also after an update that adds fields: what is done is known by it."""
+    """The same for the same wish, also after an update that adds fields and on another computer: what is done is known
+    by it."""
     usual = dataclasses.asdict(protocol.TextureRequest(prompt="-"))
-    unusual = {name: value for name, value in dataclasses.asdict(request).items() if value != usual[name]}
+    wished = {name: value for name, value in dataclasses.asdict(request).items() if name not in _OF_THE_COMPUTER}
+    unusual = {name: value for name, value in wished.items() if value != usual[name]}
     wish = json.dumps([object_name, out, unusual], sort_keys=True)
     plain = "".join(c if c.isalnum() and c.isascii() else "-" for c in object_name)[:40]
     return f"{plain}-{hashlib.sha256(wish.encode()).hexdigest()[:10]}"

@@ -51,9 +51,11 @@ def store_settings(arguments: argparse.Namespace, obj: bpy.types.Object, scene: 
     for name in ("negative_prompt", "seed"):
         if getattr(arguments, name) is not None:
             setattr(obj.patina, name, getattr(arguments, name))
-    for name in ("quality", "pattern_scale", "model"):
+    for name in ("quality", "pattern_scale"):
         if getattr(arguments, name) is not None:
             setattr(scene.patina, name, getattr(arguments, name))
+    if arguments.model is not None:
+        scene.patina.model = settings.whole_path(arguments.model, Path.cwd())
     if arguments.texture_size is not None:
         scene.patina.texture_size = str(arguments.texture_size)
 

@@ -297,18 +297,19 @@ def geometry(
     undo: contextlib.ExitStack,
     limited: bool = False,
 ) -> tuple[str, Path | None, dict[str, np.ndarray], str]:
-    """UV layer, the file of the UVs made for it (if any were), the arrays of mesh.npz, a note for the panel."""
+    """UV layer, the file of its UVs if Patina made them, the arrays of mesh.npz, a note for the panel."""
     with mesh_io.evaluated(context, obj) as shown:
         if not len(shown.polygons):
             raise MeshProblem(f"{obj.name} has no faces. Add some, or check its modifiers.")
         uv_layer, note = mesh_io.choose_uv_layer(obj, shown, slot)
         if uv_layer:
-            return uv_layer, None, mesh_io.read(obj, shown, uv_layer, slot, limited), note
+            made_earlier = uv_layer.startswith(unwrap.LAYER_NAME) and uv_layer in obj.data.uv_layers
+            own_uvs = _save_uvs(unwrap.uvs_of(obj.data, uv_layer), folder) if made_earlier else None
+            return uv_layer, own_uvs, mesh_io.read(obj, shown, uv_layer, slot, limited), note
     uvs = unwrap.unwrap(context, obj)
     uv_layer = unwrap.add_layer(obj.data, uvs)
     undo.callback(remove_layer, obj.data, uv_layer)
-    own_uvs = folder.path / "uvs.npy"
-    np.save(own_uvs, uvs, allow_pickle=False)
+    own_uvs = _save_uvs(uvs, folder)
     with mesh_io.evaluated(context, obj) as shown:
         found = uv_layer in shown.uv_layers
         chosen, problem = mesh_io.choose_uv_layer(obj, shown, slot) if found else ("", "a modifier drops UV layers")
@@ -319,6 +320,13 @@ def geometry(
             )
         arrays = mesh_io.read(obj, shown, uv_layer, slot, limited)
     return uv_layer, own_uvs, arrays, f"New UV layer {uv_layer}, because {note}."
+
+
+def _save_uvs(uvs: np.ndarray, folder: protocol.JobFolder) -> Path:
+    """UVs that Patina made go with the maps: the .blend may be closed without them."""
+    path = folder.path / variants.UVS
+    np.save(path, uvs, allow_pickle=False)
+    return path
 
 
 def remove_layer(mesh: bpy.types.Mesh, name: str) -> None:

@@ -101,11 +101,18 @@ class PATINA_OT_retry_smaller(StartsRuns, bpy.types.Operator):
         return super().poll(context)
 
     def execute(self, context):
-        how = context.scene.patina
+        how, running = context.scene.patina, session.current()
+        if running.ended is None or (obj := placing.find_object(running.ended.place)) is None:
+            return failed(self, running, "The object of that run is gone.")
+        place = running.ended.place
         how.texture_size = str(max(int(how.texture_size) // 2, min(protocol.TEXTURE_SIZES)))
         how.quality = "draft"
-        session.current().end_worker()
-        return start_all(self, context, [(context.object, {})])
+        running.end_worker()
+        if place.others:
+            found = [placing.find_object(each) for each in placing.all_places(place)[1:]]
+            others = [other for other in found if other is not None]
+            return start_all(self, context, [(obj, {"others": others})], begin=atlas.begin)
+        return start_all(self, context, [(obj, {"slot": place.slot, "start": place.parent})])
 
 
 class PATINA_OT_cancel(bpy.types.Operator):

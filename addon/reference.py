@@ -167,8 +167,9 @@ def _grid(towards: np.ndarray, half: float, size: int) -> np.ndarray:
 def _sampled(picture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The picture (H, W, 4) at x, y in -1..1 (y up), filtered where its pixels are much finer."""
     height, width, _ = picture.shape
-    step = np.hypot(np.diff(x, axis=1).mean() * width, np.diff(y, axis=1).mean() * height) / 2
-    coarser = int(max(1, min(abs(step), min(height, width) // 8)))
+    steps = np.hypot(np.diff(x, axis=1) * width, np.diff(y, axis=1) * height) / 2
+    steps = steps[steps > 0]  # what lies outside of the picture is all at one place
+    coarser = int(max(1, min(np.median(steps) if len(steps) else 1, min(height, width) // 8)))
     if coarser > 1:
         picture = picture[: height // coarser * coarser, : width // coarser * coarser]
         picture = picture.reshape(height // coarser, coarser, width // coarser, coarser, 4).mean((1, 3))

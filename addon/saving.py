@@ -26,13 +26,13 @@ def _before_save(file: str, _unused=None) -> None:
     if not file:
         return  # the startup file
     try:
-        follow(Path(file).resolve().parent)
+        follow(Path(file).resolve())
     except OSError as error:
         print(f"Patina: the maps could not be copied beside {file}: {error}. They stay in {generate.unsaved_root()}")
 
 
-def follow(folder: Path) -> None:
-    """Do so for a .blend in `folder`. Raises OSError."""
+def follow(blend: Path) -> None:
+    """Do so for this .blend file. Raises OSError."""
     unsaved = generate.unsaved_root().resolve()
     moved: dict[Path, Path] = {}
     for image in [image for image in bpy.data.images if images.RUN_KEY in image]:
@@ -40,7 +40,7 @@ def follow(folder: Path) -> None:
         if image.library is not None or not old.is_file() or not old.resolve().is_relative_to(unsaved):
             continue
         if old.parent not in moved:
-            moved[old.parent] = images.new_folder(folder / "patina", old.parent.parent.name)
+            moved[old.parent] = images.new_folder(blend.parent / "patina", old.parent.parent.name)
             for file in old.parent.iterdir():
                 if file.is_file() and not file.name.startswith("."):
                     images.replace_file(file, moved[old.parent] / file.name)
@@ -50,6 +50,7 @@ def follow(folder: Path) -> None:
         for variant in obj.patina.variants:
             if Path(variant.folder) in moved or Path(variant.folder).resolve() in moved:
                 variant.folder = str(moved.get(Path(variant.folder)) or moved[Path(variant.folder).resolve()])
+                variant.made_in = blend.name
     running = session.current()
     for job in (running.job, running.result, *running.waiting):
         if job is not None and job.output in moved:

@@ -7,7 +7,9 @@ Also declares what the panel shows of a run (`window_manager.patina`); `status` 
 # ruff: noqa: F722, F821  (the annotations of property groups are values, not types)
 
 import dataclasses
+import os
 import random
+from pathlib import Path
 
 import bpy
 from bpy.props import (
@@ -22,6 +24,7 @@ from bpy.props import (
 
 from . import limits, protocol, reference, variants, world_light
 
+NO_GUIDANCE = "none"
 _DEFAULTS = dataclasses.asdict(protocol.TextureRequest(prompt="-"))
 _QUALITY_ITEMS = (
     ("draft", "Draft", "A first look, in about a minute"),
@@ -38,7 +41,7 @@ _GUIDANCE_ITEMS = (
     ("sdi", "SDI", "Score distillation via inversion: noise that fits the picture"),
     ("k_step", "K-Step", "Towards a picture that the model denoises in several steps"),
     ("vsd", "VSD", "Variational score distillation: against a copy of the model that learns this run's pictures"),
-    ("none", "None", "Only what Start makes; the fast way, with Four Views"),
+    (NO_GUIDANCE, "None", "Only what Start makes; the fast way, with Four Views"),
 )
 
 
@@ -235,6 +238,8 @@ def request_for(
     """The request of the object's and the scene's settings, of its limits too if `refine`. Raises SettingsProblem."""
     how, what = scene.patina, obj.patina
     render_size = how.render_size
+    if refine and how.guidance == NO_GUIDANCE:
+        raise SettingsProblem("Without guidance there is nothing that refines. Choose one under Advanced.")
     if 0 < render_size < 16:
         raise SettingsProblem("Render Size must be 0 (as Quality says) or at least 16 pixels.")
     try:
@@ -245,9 +250,9 @@ def request_for(
             seed=what.seed,
             quality=how.quality,
             texture_size=int(how.texture_size),
-            model=how.model,
-            second_stage=how.second_stage,
-            control=how.control,
+            model=_without_slashes(how.model),
+            second_stage=_without_slashes(how.second_stage),
+            control=_without_slashes(how.control),
             control_kind=how.control_kind if how.control and how.control_kind != "auto" else "",
             control_strength=how.control_strength,
             start=how.start if not refine else "uniform",
@@ -267,6 +272,22 @@ def request_for(
     except protocol.ProtocolError as error:
         sentence = str(error)
         raise SettingsProblem(f"The {sentence.replace('_', ' ')}") from error
+
+
+def whole_path(place: str, folder: Path) -> str:
+    """`place` from the root if it is found in `folder` or begins with //; else as it is: it may be a model's id."""
+    return os.path.abspath(folder / place) if place and (folder / place).exists() else _without_slashes(place)
+
+
+def _without_slashes(place: str) -> str:
+    """Blender's // is the folder of the open file, which the backend does not know."""
+    return bpy.path.abspath(place) if place.startswith("//") else place
+
+
+def with_whole_paths(request: protocol.TextureRequest, folder: Path) -> protocol.TextureRequest:
+    """The request for a process that runs elsewhere."""
+    places = ("model", "second_stage", "control", "panoramas")
+    return dataclasses.replace(request, **{name: whole_path(getattr(request, name), folder) for name in places})
 
 
 def take_over(request: protocol.TextureRequest, obj: bpy.types.Object, scene: bpy.types.Scene) -> None:

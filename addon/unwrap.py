@@ -36,7 +36,7 @@ def _require_room(obj: bpy.types.Object) -> None:
     if obj.data.library is not None:
         raise MeshProblem(f"The mesh of {obj.name} has no usable UVs and is linked from another file. Make it local.")
     if len(obj.data.uv_layers) >= _MOST_LAYERS:
-        raise MeshProblem(f"{obj.name} has no usable UVs and no room for a new UV layer. Delete one of the eight.")
+        raise MeshProblem(f"{obj.name} has no room for another UV layer. Delete one of the eight.")
     if not obj.data.polygons:
         raise MeshProblem(f"The faces of {obj.name} come from a modifier that makes no UVs. Apply it, then try again.")
 
@@ -74,6 +74,13 @@ def _on_doubles(context: bpy.types.Context, stretches: dict[bpy.types.Object, np
         layer.objects.active = active
 
 
+def uvs_of(mesh: bpy.types.Mesh, name: str) -> np.ndarray:
+    """(loops, 2) of one UV layer."""
+    uvs = np.empty(len(mesh.loops) * 2, np.float32)
+    mesh.uv_layers[name].uv.foreach_get("vector", uvs)
+    return uvs.reshape(-1, 2)
+
+
 def add_layer(mesh: bpy.types.Mesh, uvs: np.ndarray, name: str = LAYER_NAME) -> str:
     """A new UV layer with `uvs` (loops, 2); what renders and what is active stays. Returns its name."""
     render = next((layer.name for layer in mesh.uv_layers if layer.active_render), None)
@@ -109,9 +116,4 @@ def _smart_project(doubles: list[bpy.types.Object]) -> list[np.ndarray]:
         scale_to_bounds=False,
     )
     bpy.ops.object.mode_set(mode="OBJECT")
-    made = []
-    for double in doubles:
-        uvs = np.empty(len(double.data.loops) * 2, np.float32)
-        double.data.uv_layers[LAYER_NAME].uv.foreach_get("vector", uvs)
-        made.append(uvs.reshape(-1, 2))
-    return made
+    return [uvs_of(double.data, LAYER_NAME) for double in doubles]

@@ -8,7 +8,7 @@ import random
 import bpy
 from bpy.props import IntProperty, StringProperty
 
-from . import atlas, generate, material, mesh_io, placing, session, settings, variants
+from . import atlas, deletion, generate, material, mesh_io, placing, session, settings, variants
 from .operators import StartsRuns, failed, start_all
 
 
@@ -103,16 +103,18 @@ class PATINA_OT_variant_delete(_OfAVariant, bpy.types.Operator):
         obj, running = context.object, session.current()
         try:
             variant = self.variant(context)
-            run, reason = variant.run, variants.keeps(obj, variant, shown=False)
+            run, reason = variant.run, deletion.refusal(obj, variant, shown=False)
             if run in running.busy_runs():
-                reason = "This variant is being made. Wait for it or cancel it."
+                reason = "This variant is being made. Wait for it or cancel it"
             if reason:
-                raise variants.VariantProblem(reason)
+                raise variants.VariantProblem(f"{reason}.")
             if variants.current(obj) == variant:
                 _step_aside(obj, variant)
-            variants.delete(obj, run)
+            stays = deletion.delete(obj, run)
         except generate.PROBLEMS as error:
             return failed(self, running, error)
+        if stays:
+            self.report({"INFO"}, stays)
         running.look_around()
         return {"FINISHED"}
 
@@ -138,10 +140,16 @@ class PATINA_OT_variant_clean(_OfAVariant, bpy.types.Operator):
 
     def execute(self, context):
         obj, running = context.object, session.current()
-        busy = running.busy_runs()
+        busy, deleted, told = running.busy_runs(), 0, []
         for run in [variant.run for variant in obj.patina.variants]:
-            if run not in busy and not variants.keeps(obj, variants.find(obj, run)):
-                variants.delete(obj, run)
+            variant = variants.find(obj, run)
+            if run in busy or variant.pinned or material.is_on(obj, run):
+                continue
+            reason = deletion.refusal(obj, variant)
+            told.append(f"{reason}." if reason else deletion.delete(obj, run))
+            deleted += not reason
+        said = " ".join(dict.fromkeys(filter(None, told)))
+        self.report({"INFO"}, f"{deleted} deleted. {said}".strip())
         running.look_around()
         return {"FINISHED"}
 
@@ -172,16 +180,19 @@ class PATINA_OT_more_seeds(_StartsFromAVariant, bpy.types.Operator):
     def execute(self, context):
         obj = context.object
         try:
-            request = variants.request_of(self.variant(context))
+            variant = self.variant(context)
+            request = variants.request_of(variant)
             settings.take_over(request, obj, context.scene)
         except (*generate.PROBLEMS, TypeError) as error:
             return failed(self, session.current(), error)
         draw = random.SystemRandom() if not bpy.app.background else random.Random(request.seed)
         seeds = [draw.randrange(2**31) for _ in range(self.count)]
         runs = [{"show": seed == seeds[0], "seed": seed} for seed in seeds]
-        if not self.variant(context).shared:
-            return start_all(self, context, [(obj, run) for run in runs])
-        others = [other for other in variants.objects_of(self.variant(context).run) if other != obj]
+        if not variant.shared:
+            refined = request.start_maps and variants.find(obj, variant.parent) is not None
+            like = {"slot": variant.slot if variant.slot >= 0 else None, "start": variant.parent if refined else ""}
+            return start_all(self, context, [(obj, {**run, **like}) for run in runs])
+        others = [other for other in variants.objects_of(variant.run) if other != obj]
         return start_all(self, context, [(obj, {**run, "others": others}) for run in runs], begin=atlas.begin)
 
 

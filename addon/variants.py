@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The runs of an object that are kept: recorded, shown again, renamed, deleted with their files.
+"""The runs of an object that are kept: recorded, found, forgotten; where their maps are. Deletes no file (deletion.py).
 
 A variant is a line on the object (so it travels with the .blend and with copies) and a folder with its maps.
 """
@@ -9,16 +9,14 @@ A variant is a line on the object (so it travels with the .blend and with copies
 import contextlib
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import bpy
 from bpy.props import BoolProperty, IntProperty, PointerProperty, StringProperty
 
-from . import images, material, preferences, protocol
+from . import images, preferences, protocol
 
 UVS, MEMBER_UVS, PICTURE, REPORT = "uvs.npy", "uvs-{number}.npy", "picture.png", "report.json"
-_FILES = (UVS, PICTURE, REPORT, "moved", *(f"{name}.png" for name in protocol.EXTRA_MAPS))
 
 
 class PATINA_PG_variant(bpy.types.PropertyGroup):
@@ -36,6 +34,7 @@ class PATINA_PG_variant(bpy.types.PropertyGroup):
     parent: StringProperty(description="The run whose maps it began from")
     uvs_file: StringProperty(description="The file of the UV layer that was made for it, in its folder")
     shared: BoolProperty(description="Its maps are an atlas that several objects share")
+    made_in: StringProperty(description="Name of the .blend beside which its maps were put")
 
 
 class VariantProblem(ValueError):
@@ -79,6 +78,7 @@ def record(obj: bpy.types.Object, place, folder: Path, made: bpy.types.Material,
     variant.uvs_file = place.own_uvs.name if place.own_uvs is not None else ""
     variant.shared = variant.shared or shared
     variant.slot = -1 if place.slot is None else place.slot
+    variant.made_in = bpy.path.basename(bpy.data.filepath)
     variant.material = made
 
 
@@ -123,47 +123,6 @@ def size_of(variant: PATINA_PG_variant) -> int:
             with contextlib.suppress(OSError):
                 total += file.stat().st_size if file.is_file() else 0
     return total
-
-
-def delete(obj: bpy.types.Object, run: str) -> None:
-    """Delete a variant with its maps, images, material and job folder. Raises VariantProblem; then nothing changed."""
-    variant = find(obj, run)
-    if variant is None:
-        raise VariantProblem("This variant is gone already.")
-    reason = keeps(obj, variant)
-    if reason:
-        raise VariantProblem(reason)
-    folder, made = folder_of(variant), variant.material
-    for other in [obj, *objects_of(run)]:
-        forget(other, run)
-    if made is not None and made.get(images.RUN_KEY) == run:
-        bpy.data.materials.remove(made)
-    for image in list(images.find(run).values()):
-        bpy.data.images.remove(image)
-    if images.is_of_a_run(folder):
-        _remove_files(folder)
-    shutil.rmtree(preferences.data_folder() / "jobs" / run, ignore_errors=True)
-
-
-def _remove_files(folder: Path) -> None:
-    of_members = [file.name for file in folder.glob(MEMBER_UVS.format(number="*"))]
-    for name in (*(f"{name}.png" for name in protocol.MAP_NAMES), *_FILES, *of_members):
-        with contextlib.suppress(OSError):
-            (folder / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # not empty: someone else's files are in it
-        folder.rmdir()
-
-
-def keeps(obj: bpy.types.Object, variant: PATINA_PG_variant, shown: bool = True) -> str:
-    """Why a variant cannot be deleted, or an empty string. `shown`: being on the object itself counts."""
-    if variant.pinned:
-        return f"{variant.name} is pinned. Unpin it first"
-    for other in bpy.data.objects:
-        if other.type == "MESH" and (shown or other != obj) and material.is_on(other, variant.run):
-            return f"{variant.name} is on {other.name}. Show another variant or restore the old material first"
-        if other != obj and not variant.shared and other.type == "MESH" and find(other, variant.run) is not None:
-            return f"{variant.name} is a variant of {other.name} as well"
-    return ""
 
 
 def _told(folder: Path) -> str:

@@ -170,3 +170,32 @@ assert not bpy.ops.patina.generate_atlas.poll()
 """,
         limit=280,
     )
+
+
+def test_a_mirrored_object_is_not_painted_inside_out_and_layers_are_used_again(tmp_path):
+    run_scenario(
+        tmp_path,
+        _THREE
+        + """
+from addon import atlas
+ball.modifiers.clear()
+ball.scale = (-0.5, 0.5, 0.5)
+bpy.context.view_layer.update()
+for _ in range(2):
+    atlas.begin(bpy.context, cube, running, [ball])
+    with np.load(running.job.folder.mesh) as stored:
+        arrays = {name: stored[name].astype(np.float64) for name in stored.files}
+    tick_until(lambda: not running.busy)
+    assert [layer.name for layer in ball.data.uv_layers] == ["Own", "Shared Atlas"], "an atlas adds one layer, once"
+edges, uv_edges = (arrays[name][:, 1:] - arrays[name][:, :1] for name in ("positions", "uvs"))
+winding = np.cross(edges[:, 0], edges[:, 1])
+normal, tangent = arrays["normals"].mean(1), arrays["tangents"].mean(1)
+(u1, v1), (u2, v2) = uv_edges[:, 0].T, uv_edges[:, 1].T
+upwards = (edges[:, 1] * u1[:, None] - edges[:, 0] * u2[:, None]) * np.sign(u1 * v2 - v1 * u2)[:, None]
+bitangent = np.cross(normal, tangent[:, :3]) * tangent[:, 3:]
+for part in (slice(0, 12), slice(12, None)):
+    assert ((winding * normal).sum(1)[part] > 0).all(), "faces look outwards"
+    assert ((upwards * bitangent).sum(1)[part] > 0).mean() > 0.99, "green is up in the image"
+""",
+        limit=120,
+    )

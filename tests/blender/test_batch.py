@@ -160,3 +160,33 @@ holder.wait(30), holder.stdout.close()
 """.replace("REPO", repr(str(harness.REPO))),
         limit=90,
     )
+
+
+def test_paths_are_relative_to_the_list_and_uvs_go_with_every_item(tmp_path):
+    run_scenario(
+        tmp_path,
+        """
+        import json
+        from addon import batch, batch_queue, command, preferences
+        (tmp / "models" / "mine").mkdir(parents=True)
+        for layer in list(cube.data.uv_layers): cube.data.uv_layers.remove(layer)
+        (tmp / "list.toml").write_text('''
+        [[job]]
+        objects = "Cube"
+        prompts = ["red", "blue"]
+        model = "models/mine"
+        texture_size = 512
+        out = "made/{prompt}"
+        ''')
+        assert command._execute(["batch", str(tmp / "list.toml")]) == 0
+        for prompt in ("red", "blue"):
+            assert np.load(tmp / "made" / prompt / "uvs.npy").shape == (24, 2), prompt
+        items = batch_queue.items(tmp / "list.batch")
+        read = lambda item: batch_queue.folder_of(tmp / "list.batch", item).read_request()
+        assert [read(item).model for item in items] == [str(tmp / "models" / "mine")] * 2
+        preferences.device = lambda: "cpu"  # another computer
+        entries = batch.prepare(tmp / "list.toml", True, print)
+        assert {entry.item for entry in entries} == set(items) and {read(item).device for item in items} == {"cpu"}
+        """,
+        limit=90,
+    )

@@ -250,3 +250,20 @@ assert reference.angles(bpy.data.objects["Cube"].patina.reference) is not None
 """,
         limit=280,
     )
+
+
+def test_a_fine_picture_is_filtered_also_where_it_shows_a_part_of_the_object(tmp_path):
+    run_scenario(
+        tmp_path,
+        """
+        from addon import reference
+        noise = np.random.default_rng(0).random((2048, 2048, 1), np.float32)
+        picture = np.concatenate([np.repeat(noise, 3, 2), np.ones_like(noise)], axis=2)
+        at = 2 * (np.arange(512) + 0.5) / 512 - 1
+        for reach in (1.0, 1.5):  # the whole object, and a close-up
+            x, y = np.broadcast_arrays(reach * at[None, :], -reach * at[:, None])
+            inside = (abs(x) <= 1) & (abs(y) <= 1)
+            found = reference._sampled(picture, np.where(inside, x, 0.0), np.where(inside, y, 0.0))
+            assert found[inside][:, 0].std() < 0.12, (reach, found[inside][:, 0].std())
+        """,
+    )

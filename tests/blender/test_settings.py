@@ -177,9 +177,14 @@ def test_out_of_memory_offers_a_smaller_try(tmp_path):
         assert running.status.fix == "smaller"
         process = running._worker
         cube.patina.prompt = "red"
+        other = bpy.data.objects.new("Other", cube.data.copy())
+        bpy.context.scene.collection.objects.link(other)
+        other.patina.prompt = "blue"
+        bpy.context.view_layer.objects.active = other
         assert bpy.ops.patina.retry_smaller() == {"FINISHED"}
         assert process.poll() is not None, "its memory is free"
         assert bpy.context.scene.patina.texture_size == "1024" and bpy.context.scene.patina.quality == "draft"
+        assert cube.patina.variants and not other.patina.variants, "the run that failed, whatever is selected now"
         assert running.status.fix == "" and running.status.message == "The maps are done."
         """,
         limit=150,

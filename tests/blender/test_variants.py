@@ -263,3 +263,32 @@ def test_deleting_a_variant_leaves_the_folder_alone_that_its_images_were_moved_t
         """,
         limit=150,
     )
+
+
+def test_other_seeds_are_of_the_same_slot_and_of_the_same_start(tmp_path):
+    run_scenario(
+        tmp_path,
+        """
+        from addon import variants
+        cube.data.materials.append(bpy.data.materials.new("Other"))
+        for face in cube.data.polygons: face.material_index = face.index % 2
+        cube.active_material_index, cube.patina.cover, cube.patina.prompt = 1, "SLOT", "red"
+        assert bpy.ops.patina.generate() == {"FINISHED"}
+        first = variants.current(cube).run
+        cube.patina.cover = "OBJECT"
+        def seed():
+            assert bpy.ops.patina.more_seeds(count=1) == {"FINISHED"}
+            made = variants.current(cube)
+            assert made.slot == 1 and cube.material_slots[0].material.name == "Material", made.slot
+            return made
+        assert not seed().parent
+        assert bpy.ops.patina.refine(run=first) == {"FINISHED"}
+        assert variants.current(cube).parent == first and seed().parent == first
+        bpy.context.scene.patina.guidance = "none"
+        try:
+            bpy.ops.patina.refine(run=first); raise AssertionError("nothing refines")
+        except RuntimeError as error:
+            assert "Choose one under Advanced" in str(error), error
+        """,
+        limit=120,
+    )
