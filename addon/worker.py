@@ -270,7 +270,7 @@ def others_live(home: Path) -> bool:
     for alive in home.glob("*-*/alive"):
         with contextlib.suppress(OSError):
             is_ours = alive.parent.name.startswith(f"{os.getpid()}-")
-            if not is_ours and time.time() - alive.stat().st_mtime < STUCK_AFTER_S:
+            if not is_ours and abs(time.time() - alive.stat().st_mtime) < STUCK_AFTER_S:
                 return True
     return False
 

@@ -200,3 +200,36 @@ def test_out_of_memory_offers_a_smaller_try(tmp_path):
         """,
         limit=150,
     )
+
+
+def test_paths_of_the_preferences_do_not_follow_the_open_file(tmp_path):
+    run_scenario(
+        tmp_path,
+        """
+        import os
+        from addon import preferences
+        entry = bpy.context.preferences.addons.new()
+        entry.module = addon.EXTENSION
+        stored, usual = entry.preferences, preferences.data_folder()
+        paths = {"data_folder": preferences.data_folder, "wheels": preferences.wheels,
+                 "python": preferences.preferred_python}
+        for name in paths: setattr(stored, name, "//data")
+        assert preferences.data_folder() == usual and not os.path.exists("data"), "no .blend, no such place"
+        assert preferences.wheels() is None and preferences.preferred_python() is None
+
+        class Layout:
+            labels = []
+            def __getattr__(self, _name): return lambda *_args, text="", **_options: self.labels.append(text) or self
+        class Shown:
+            layout, device, python, data_folder, wheels = Layout(), "auto", "//data", str(tmp), ""
+        preferences.PATINA_preferences.draw(Shown, None)
+        assert sum("begins with //" in text for text in Layout.labels) == 1
+
+        (tmp / "a").mkdir()
+        bpy.ops.wm.save_as_mainfile(filepath=str(tmp / "a" / "file.blend"))
+        for name in paths: setattr(stored, name, "//../data")
+        for read in paths.values(): assert read() == tmp / "data", read()
+        assert stored.data_folder == str(tmp / "data")
+        bpy.context.preferences.addons.remove(entry)
+        """,
+    )
