@@ -67,7 +67,7 @@ class Recipe:
 
 
 class EnvironmentFailed(Exception):
-    """The environment could not be built; the text is a sentence for a person."""
+    """The environment could not be built or removed; the text is a sentence for a person."""
 
 
 def chosen_python() -> Path | None:
@@ -112,6 +112,20 @@ def python_candidates(preferred: Path | None = None, blender_python: Path | None
     return [path for path in dict.fromkeys(found) if path.exists()]
 
 
+def take_folder(folder: Path, workers: Path | None) -> int:
+    """The lock on an environment, for who changes it; given back by `protocol.release_lock`.
+
+    `workers` as of `EnvironmentBuild`. Raises EnvironmentFailed when another Blender installs or uses it, OSError.
+    """
+    lock = protocol.take_lock(folder.with_name(folder.name + ".lock"), str(os.getpid()))
+    if lock is None:
+        raise EnvironmentFailed("Another Blender is installing the backend right now. Wait until it is done.")
+    if workers is not None and folder.exists() and worker.others_live(workers):
+        protocol.release_lock(lock)
+        raise EnvironmentFailed("Another Blender is using the backend. Close it, wait a few seconds, then try again.")
+    return lock
+
+
 @dataclass
 class EnvironmentBuild:
     """Builds `folder` from nothing, replacing what is there. Call `tick` until `finished`; then read `error`.
@@ -124,6 +138,7 @@ class EnvironmentBuild:
     pythons: Sequence[Path]
     recipe: Recipe = field(default_factory=Recipe)
     wheels: Path | None = None  # a folder of wheels to install from, without any network
+    workers: Path | None = None  # where the folders of the backends are that may run in the environment, if any
     error: str = ""
     finished: bool = False
 
@@ -160,9 +175,7 @@ class EnvironmentBuild:
 
     def _build(self) -> Iterator[tuple[float, str]]:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = protocol.take_lock(self.folder.with_name(self.folder.name + ".lock"), str(os.getpid()))
-        if lock is None:
-            raise EnvironmentFailed("Another Blender is installing the backend right now. Wait until it is done.")
+        lock = take_folder(self.folder, self.workers)
         try:
             self.log.write_bytes(b"")
             self._check_disk()

@@ -82,12 +82,16 @@ TEMPLATES = {
 }
 
 
+_NOT_SELECTABLE = "{name} is hidden or cannot be selected. Make it visible and selectable in the Outliner, try again."
+
+
 class ExportProblem(ValueError):
     """Nothing was written; the text is a sentence for a person."""
 
 
 def maps_of(run: str, folder: Path) -> dict[str, np.ndarray]:
-    """The maps as the open file shows them, and the extra maps in `folder`: (H, W, C) in 0..1 as stored.
+    """The maps as the open file shows them, and the extra maps in `folder`: (H, W, C) in 0..1 as stored, all as large
+    as the base colour, since a packed file takes its channels from several.
 
     Raises ExportProblem, RuntimeError."""
     found = images.find(run)
@@ -96,9 +100,14 @@ def maps_of(run: str, folder: Path) -> dict[str, np.ndarray]:
     maps = {name: images.texels(found[name]) for name in protocol.MAP_NAMES}
     for name in protocol.EXTRA_MAPS:
         if images.map_file(folder, name).is_file():
-            values = images.read_data(images.map_file(folder, name))
-            maps[name] = images.resized(values[..., :1], *maps["base_color"].shape[:2])
-    return maps
+            maps[name] = images.read_data(images.map_file(folder, name))[..., :1]
+    size = maps["base_color"].shape[:2]
+    sized = {name: images.resized(values, *size) for name, values in maps.items()}
+    if sized["normal"] is not maps["normal"]:  # what lies between two directions is shorter than either
+        vectors = sized["normal"] * 2 - 1
+        length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+        sized["normal"] = vectors / np.maximum(length, 1e-6) * 0.5 + 0.5
+    return sized
 
 
 def write(
@@ -178,23 +187,39 @@ def _write_exr(path: Path, values: np.ndarray) -> None:
 
 
 def write_glb(obj: bpy.types.Object, path: Path, overwrite: bool) -> None:
-    """The object with its material, by Blender's exporter; selection as before. Raises ExportProblem, RuntimeError."""
+    """The object with its material, by Blender's exporter; selection and mode as before.
+
+    Raises ExportProblem, RuntimeError."""
     if path.exists() and not overwrite:
         raise ExportProblem(f"{path.name} exists in {path.parent}. Choose another folder, or allow Overwrite.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not hasattr(bpy.types, "EXPORT_SCENE_OT_gltf"):
+        raise ExportProblem("Blender's glTF exporter is off. Enable the glTF 2.0 add-on in Preferences > Add-ons.")
     layer = bpy.context.view_layer
+    if obj.name not in layer.objects:
+        raise ExportProblem(_NOT_SELECTABLE.format(name=obj.name))
+    path.parent.mkdir(parents=True, exist_ok=True)
     active, selected = layer.objects.active, [other for other in layer.objects if other.select_get()]
+    mode = active.mode if active is not None else "OBJECT"
+    in_mode = [other for other in layer.objects if other.mode == mode and other.visible_get()]
     try:
         for other in selected:
             other.select_set(False)
         obj.select_set(True)
+        if not obj.select_get():  # Blender's exporter would write a file without any object
+            raise ExportProblem(_NOT_SELECTABLE.format(name=obj.name))
         layer.objects.active = obj
         bpy.ops.export_scene.gltf(filepath=str(path), export_format="GLB", use_selection=True, export_apply=True)
     finally:
         obj.select_set(False)
+        layer.objects.active = active
+        if active is not None and active.mode != mode:  # the exporter leaves Edit Mode
+            for other in in_mode:  # the mode is entered by all that are selected
+                other.select_set(True)
+            bpy.ops.object.mode_set(mode=mode)
+            for other in in_mode:
+                other.select_set(False)
         for other in selected:
             other.select_set(True)
-        layer.objects.active = active
     if not path.is_file():
         raise ExportProblem(f"{path} was not written by Blender's exporter.")
 

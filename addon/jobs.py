@@ -8,7 +8,6 @@ none while Blender renders or bakes; material and images are made by `placing`, 
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import sys
 import time
@@ -180,8 +179,11 @@ class Session:
     def _tick_task(self) -> None:
         self.task.tick()
         if self.task.finished and not self.task.error and "--json" in getattr(self.task, "words", ()):
-            with contextlib.suppress(ValueError):
-                self.models = json.loads(self.task.output())
+            found = self.task.said_list()
+            if found is None:
+                self.task.error = "The backend did not tell which models there are. Try the Doctor."
+            else:
+                self.models = found
         if self.task.finished:
             self.ready = environment.environment_ready(preferences.data_folder() / "backend-env")
         if self.task.finished or time.monotonic() - self._published > PUBLISH_S:
@@ -364,4 +366,5 @@ def new_build() -> environment.EnvironmentBuild:
     own = Path(sys.executable) if sys.executable else None
     pythons = environment.python_candidates(preferences.preferred_python(), own)
     home = preferences.data_folder() / "backend-env"
-    return environment.EnvironmentBuild(home, pythons, wheels=preferences.wheels())
+    workers = preferences.data_folder() / "worker"
+    return environment.EnvironmentBuild(home, pythons, wheels=preferences.wheels(), workers=workers)

@@ -150,5 +150,5 @@ def _require_layer(place: Place, obj: bpy.types.Object) -> None:
         if len(uvs) != len(mesh.loops):
             raise MeshProblem(f"The mesh of {obj.name} has changed since this run, so its maps no longer fit.")
         unwrap.add_layer(mesh, uvs, place.uv_layer)
-    elif place.own_uvs is None and mesh.uv_layers and place.uv_layer not in mesh.uv_layers and not obj.modifiers:
+    elif place.own_uvs is None and place.uv_layer not in mesh.uv_layers and not obj.modifiers:
         raise MeshProblem(f"The UV layer {place.uv_layer} of {obj.name} is gone, so the maps no longer fit.")

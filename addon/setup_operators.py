@@ -42,6 +42,9 @@ class _Task:
         running = session.current()
         try:
             running.task = make()
+        except environment.EnvironmentFailed as failure:
+            self.report({"ERROR"}, str(failure))
+            return {"CANCELLED"}
         except OSError as error:
             self.report({"ERROR"}, f"{error.strerror or error} ({error.filename})")
             return {"CANCELLED"}
@@ -121,7 +124,8 @@ class PATINA_OT_remove_backend(_Task, bpy.types.Operator):
     def execute(self, _context):
         session.current().end_worker()
         tick_s = 1.0 if bpy.app.background else 0.05  # nobody waits for a window that is not there
-        outcome = self.begin(lambda: tasks.Removal(backend_home(), tick_s))
+        workers = preferences.data_folder() / "worker"
+        outcome = self.begin(lambda: tasks.Removal(backend_home(), tick_s, workers))
         session.current().look_around()
         return outcome
 

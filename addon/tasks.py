@@ -7,6 +7,7 @@ A task has `title`, `fraction`, `text`, `finished`, `error` and `lines`; `tick` 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import environment, worker
+from . import environment, protocol, worker
 
 _MOST_LINES = 60
 
@@ -45,16 +46,20 @@ class Removal:
     """Deletes the backend's environment, a little each tick: 1.4 GB in 30,000 files can take minutes.
 
     It is moved aside first, so that a new one may be made at once; one that was moved aside and left goes with it.
-    `tick_s`: how long a tick may take.
+    `tick_s`: how long a tick may take; `workers`: as of `EnvironmentBuild`. To begin raises EnvironmentFailed, OSError.
     """
 
     title = "Removing the backend"
 
-    def __init__(self, folder: Path, tick_s: float) -> None:
+    def __init__(self, folder: Path, tick_s: float, workers: Path) -> None:
         self._tick_s, self._folder = tick_s, removed(folder)
-        self._folder.mkdir(exist_ok=True)
-        if folder.exists():
-            folder.rename(self._folder / str(time.time_ns()))
+        lock = environment.take_folder(folder, workers)
+        try:
+            self._folder.mkdir(exist_ok=True)
+            if folder.exists():
+                folder.rename(self._folder / str(time.time_ns()))
+        finally:
+            protocol.release_lock(lock)
         self._work = _delete(self._folder)
         self.fraction, self.text, self.finished, self.error = -1.0, "", False, ""
         self.lines: list[str] = []
@@ -95,12 +100,14 @@ class Command:
     def lines(self) -> list[str]:
         return worker.tail_lines(self._log, _MOST_LINES)
 
-    def output(self) -> str:
-        """All it said."""
-        try:
-            return self._log.read_text("utf-8", "replace")
-        except OSError:
-            return ""
+    def said_list(self) -> list | None:
+        """The last line that is a list in JSON; warnings may stand around it, since stderr goes to the same file."""
+        with contextlib.suppress(OSError):
+            for line in reversed(self._log.read_text("utf-8", "replace").splitlines()):
+                if line.startswith("["):
+                    with contextlib.suppress(ValueError):
+                        return json.loads(line)
+        return None
 
     def tick(self) -> None:
         code = self._process.poll()

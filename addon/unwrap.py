@@ -82,7 +82,11 @@ def uvs_of(mesh: bpy.types.Mesh, name: str) -> np.ndarray:
 
 
 def add_layer(mesh: bpy.types.Mesh, uvs: np.ndarray, name: str = LAYER_NAME) -> str:
-    """A new UV layer with `uvs` (loops, 2); what renders and what is active stays. Returns its name."""
+    """A new UV layer with `uvs` (loops, 2); what renders and what is active stays. Returns its name.
+
+    Raises MeshProblem."""
+    if len(mesh.uv_layers) >= _MOST_LAYERS:
+        raise MeshProblem(f"{mesh.name} has no room for the UV layer {name}. Delete one of the eight.")
     render = next((layer.name for layer in mesh.uv_layers if layer.active_render), None)
     active = mesh.uv_layers.active.name if mesh.uv_layers.active else None
     new = mesh.uv_layers.new(name=name, do_init=False)

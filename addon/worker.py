@@ -265,6 +265,16 @@ def _has_ended(attempt: protocol.AttemptFolder) -> bool:
     return isinstance(last, protocol.TERMINAL_EVENTS)
 
 
+def others_live(home: Path) -> bool:
+    """Has a backend of another process than this one shown life a moment ago?"""
+    for alive in home.glob("*-*/alive"):
+        with contextlib.suppress(OSError):
+            is_ours = alive.parent.name.startswith(f"{os.getpid()}-")
+            if not is_ours and abs(time.time() - alive.stat().st_mtime) < STUCK_AFTER_S:
+                return True
+    return False
+
+
 def _remove_old_folders(home: Path) -> None:
     """Remove worker folders that showed no life for a day. What cannot be removed stays for another time."""
     if not home.is_dir():

@@ -23,6 +23,7 @@ from .shading import linear_to_srgb, srgb_to_linear
 _COMPRESS_LEVEL = 1
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB = 0, 2  # PNG's colour types
+_GREYS = ("1", "L", "LA", "La")  # Pillow's modes
 
 
 def write(file: Path, values: torch.Tensor, display: bool, file_format: str = "png", bits: int | None = None) -> None:
@@ -42,16 +43,21 @@ def write(file: Path, values: torch.Tensor, display: bool, file_format: str = "p
 
 
 def read(file: Path, display: bool = False) -> np.ndarray:
-    """A written map as stored values (H,W,3) or (H,W) float32 in 0..1, row 0 at the top. `display`: they are display
-    colours, which is only asked of OpenEXR."""
+    """A map as stored values (H,W,3) or (H,W) float32 in 0..1, row 0 at the top. `display`: they are display colours,
+    which is only asked of OpenEXR. Raises OSError and ValueError for files that hold no map.
+
+    Other programs may have written an 8-bit file anew: as palette, as black and white, with an alpha."""
     if file.suffix == ".exr":
         values = torch.from_numpy(_read_exr(file))
         return (linear_to_srgb(values) if display else values).numpy()
     with open(file, "rb") as opened:
-        if opened.read(25)[24:] == b"\x10":
-            return _read_png16(file.read_bytes()).astype(np.float32) / 65535
+        start = opened.read(25)
+    if start.startswith(_PNG_START) and start[24:] == b"\x10":
+        return _read_png16(file.read_bytes()).astype(np.float32) / 65535
     with Image.open(file) as image:
-        return np.asarray(image, dtype=np.float32) / 255
+        if image.mode.startswith(("I", "F")):  # Pillow would cut them off at 255
+            raise ValueError("Its pixels are of neither 8 nor 16 bits.")
+        return np.asarray(image.convert("L" if image.mode in _GREYS else "RGB"), dtype=np.float32) / 255
 
 
 def quantise(values: torch.Tensor, bits: int = 8) -> np.ndarray:
@@ -77,14 +83,17 @@ def _png16(texels: np.ndarray) -> bytes:
 
 def _read_png16(content: bytes) -> np.ndarray:
     """The texels of a file of `_png16`. Raises ValueError for others."""
-    width, height, _, colour = struct.unpack(">IIBB", content[16:26])
-    at, parts = 8, []
-    while at < len(content):
-        (length,) = struct.unpack(">I", content[at : at + 4])
-        if content[at + 4 : at + 8] == b"IDAT":
-            parts.append(content[at + 8 : at + 8 + length])
-        at += 12 + length
-    rows = np.frombuffer(zlib.decompress(b"".join(parts)), np.uint8).reshape(height, -1)
+    try:
+        width, height, _, colour = struct.unpack(">IIBB", content[16:26])
+        at, parts = 8, []
+        while at < len(content):
+            (length,) = struct.unpack(">I", content[at : at + 4])
+            if content[at + 4 : at + 8] == b"IDAT":
+                parts.append(content[at + 8 : at + 8 + length])
+            at += 12 + length
+        rows = np.frombuffer(zlib.decompress(b"".join(parts)), np.uint8).reshape(height, -1)
+    except (struct.error, zlib.error) as error:
+        raise ValueError("This 16-bit PNG is damaged.") from error
     if (rows[:, 0] != 2).any() or colour not in (_GREY, _RGB):
         raise ValueError("This 16-bit PNG was not written by Patina.")
     texels = np.cumsum(rows[:, 1:], axis=0, dtype=np.uint8).view(">u2").astype(np.uint16)
@@ -102,8 +111,17 @@ def _write_exr(file: Path, values: torch.Tensor, bits: int) -> None:
 
 
 def _read_exr(file: Path) -> np.ndarray:
+    """(H,W,3) or (H,W) as stored. Raises ValueError."""
     import OpenEXR
 
-    with OpenEXR.File(str(file)) as opened:
-        channels = opened.channels()
-        return np.array(channels["RGB" if "RGB" in channels else "Y"].pixels, dtype=np.float32)
+    try:
+        with OpenEXR.File(str(file)) as opened:
+            channels = {name: channel.pixels for name, channel in opened.channels().items()}
+    except RuntimeError as error:
+        raise ValueError(f"{file.name} is damaged or no OpenEXR.") from error
+    for name in ("RGB", "RGBA"):
+        if name in channels:
+            return np.array(channels[name][..., :3], dtype=np.float32)
+    if "Y" not in channels:
+        raise ValueError(f"{file.name} has the channels {', '.join(channels) or 'none'}; a map has RGB or Y.")
+    return np.array(channels["Y"], dtype=np.float32)

@@ -300,23 +300,32 @@ def triangulate(polygons: np.ndarray) -> np.ndarray:
 def _ears(polygon: np.ndarray, normal: np.ndarray) -> list[tuple[int, int, int]]:
     """Ear clipping of one polygon (K,3) seen along `normal`; a fan of what is left if none is found."""
     axis = int(np.abs(normal).argmax())
-    flat = np.delete(polygon, axis, axis=1) * ((-1 if (axis == 1) != bool(normal[axis] < 0) else 1), 1)
+    x, y = (np.delete(polygon, axis, axis=1) * ((-1 if (axis == 1) != bool(normal[axis] < 0) else 1), 1)).T
+    left, triangles = np.arange(len(polygon)), []
+    before, after = np.roll(left, 1), np.roll(left, -1)
 
-    def side(a: int, b: int, c: int) -> float:
-        u, v = flat[b] - flat[a], flat[c] - flat[a]
-        return float(u[0] * v[1] - u[1] * v[0])
+    def side(a: int, b: int, c: np.ndarray) -> np.ndarray:
+        return (x[b] - x[a]) * (y[c] - y[a]) - (y[b] - y[a]) * (x[c] - x[a])
 
-    left, triangles = list(range(len(polygon))), []
+    def hindrance(b: int) -> int:
+        """A corner in the way of the ear at b, b itself where the polygon is not convex; -1: it is an ear."""
+        a, c = before[b], after[b]
+        if not side(a, b, c) > 0:
+            return b
+        inside = (side(a, b, left) >= 0) & (side(b, c, left) >= 0) & (side(c, a, left) >= 0)
+        inside &= (left != a) & (left != b) & (left != c)
+        # The last: the first corners are clipped first, and who loses its hindrance is looked at again.
+        return int(left[inside][-1]) if inside.any() else -1
+
+    hindered = np.array([hindrance(b) for b in left])
     while len(left) > 3:
-        for k in range(len(left)):
-            a, b, c = left[k - 1], left[k], left[(k + 1) % len(left)]
-            others = (o for o in left if o not in (a, b, c))
-            if side(a, b, c) > 0 and not any(
-                side(a, b, o) >= 0 and side(b, c, o) >= 0 and side(c, a, o) >= 0 for o in others
-            ):
-                break
-        else:
-            k = 1
-        triangles.append((left[k - 1], left[k], left[(k + 1) % len(left)]))
-        del left[k]
-    return [*triangles, tuple(left)]
+        ears = hindered[left] == -1
+        k = int(ears.argmax()) if ears.any() else 1
+        b = int(left[k])
+        a, c = int(before[b]), int(after[b])
+        triangles.append((a, b, c))
+        left = np.delete(left, k)
+        after[a], before[c] = c, a
+        for other in {a, c, *left[hindered[left] == b].tolist()}:
+            hindered[other] = hindrance(other)
+    return [*triangles, tuple(left.tolist())]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from addon import environment, protocol, tasks
+from addon import environment, protocol, tasks, worker
 from addon.pip_output import PipOutput
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="makes shell scripts")
@@ -159,7 +159,37 @@ def test_two_builds_of_one_folder_exclude_each_other(tmp_path, recipe):
     build = environment.EnvironmentBuild(tmp_path / "env", (Path(sys.executable),), recipe)
     finish(build)
     assert "Another Blender is installing" in build.error
+    (tmp_path / "env").mkdir()
+    with pytest.raises(environment.EnvironmentFailed, match="Another Blender is installing"):
+        tasks.Removal(tmp_path / "env", 0.01, tmp_path / "worker")
+    assert (tmp_path / "env").exists()
     protocol.release_lock(lock)
+
+
+def test_an_environment_that_another_blender_uses_is_left_alone(tmp_path, recipe):
+    folder, workers = tmp_path / "env", tmp_path / "worker"
+    alive = {pid: workers / f"{pid}-1" / "alive" for pid in (1, os.getpid())}
+    for file in alive.values():
+        file.parent.mkdir(parents=True)
+        file.touch()
+    begun = environment.EnvironmentBuild(folder, (Path(sys.executable),), recipe, workers=workers)
+    begun.tick()
+    assert not begun.finished, "there is no environment yet that it could use"
+    begun.cancel()
+    folder.mkdir()
+    build = environment.EnvironmentBuild(folder, (Path(sys.executable),), recipe, workers=workers)
+    finish(build)
+    assert "Another Blender is using" in build.error
+    with pytest.raises(environment.EnvironmentFailed, match="Another Blender is using"):
+        tasks.Removal(folder, 0.01, workers)
+    assert folder.exists()
+    os.utime(alive[1], (time.time() - 2 * worker.STUCK_AFTER_S,) * 2)  # ended; our own does not count
+    again = environment.EnvironmentBuild(folder, (Path(sys.executable),), recipe, workers=workers)
+    again.tick()
+    assert not again.finished
+    again.cancel()
+    tasks.Removal(folder, 0.01, workers)
+    assert not folder.exists()
 
 
 @POSIX
@@ -347,7 +377,7 @@ def test_an_environment_is_deleted_a_little_at_a_time(tmp_path):
     left = tasks.removed(home) / "1"  # of a Blender that was killed
     left.mkdir(parents=True)
     (left / "file").touch()
-    task, longest = tasks.Removal(home, 0.01), 0.0
+    task, longest = tasks.Removal(home, 0.01, tmp_path / "worker"), 0.0
     assert not home.exists(), "a new one may be made at once"
     home.mkdir()
     for _ in range(1000):
@@ -360,6 +390,6 @@ def test_an_environment_is_deleted_a_little_at_a_time(tmp_path):
     assert home.exists() and (outside / "kept").exists() and longest < 0.5
 
     (home / "file").touch()
-    task = tasks.Removal(home, 0.01)
+    task = tasks.Removal(home, 0.01, tmp_path / "worker")
     task.cancel()
     assert task.error == "Cancelled." and tasks.removed(home).exists()

@@ -152,11 +152,25 @@ def test_maps_that_begin_from_maps_show_them(tmp_path):
     assert (images["metallic"] - 0.3).abs().max() < 0.01 and (images["normal"] - normal).abs().max() < 0.02
 
 
+def test_start_maps_may_have_an_alpha_or_a_palette(tmp_path):
+    job = new_job(tmp_path / "job", size=8)
+    before = held.read_start(job)
+    for name, mode in (("base_color", "RGBA"), ("metallic", "LA"), ("roughness", "P")):
+        image = Image.open(job.start / f"{name}.png")
+        image.convert(mode).save(job.start / f"{name}.png")
+    Image.fromarray(np.full((8, 8), 128, np.uint8)).convert("LA").save(job.start / "normal.png")
+    after = held.read_start(job)
+    for name in ("base_color", "metallic", "roughness"):
+        assert torch.equal(before[name], after[name]), name
+    assert after["normal"].shape == (8, 8, 3) and (after["normal"] == 128 / 255).all()
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
         (lambda job: (job.start / "normal.png").unlink(), "no map normal"),
         (lambda job: (job.start / "metallic.png").write_bytes(b"no picture"), "metallic.png"),
+        (lambda job: Image.new("F", (8, 8)).save(job.start / "metallic.png", format="TIFF"), "neither 8 nor 16 bits"),
         (lambda job: Image.fromarray(np.zeros((8, 8), np.uint8)).save(job.mask), "nothing to change"),
         (lambda job: job.mask.write_bytes(b"x"), "mask"),
         (lambda job: Image.fromarray(np.zeros((8, 8), np.uint8)).save(job.start / "roughness.png"), "one size"),

@@ -198,6 +198,44 @@ def test_sixteen_bits_of_a_foreign_png_are_refused(tmp_path):
         maps.read_map(tmp_path / "metallic.png")
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_a_map_that_another_program_wrote_anew_is_the_same_map(mode, tmp_path):
+    """As oxipng and pngquant do it: fewer bits, a palette, a grey with alpha; what counts are the texels' values."""
+    grey = np.where(np.arange(64).reshape(8, 8) % 3 == 0, 255, 0).astype(np.uint8)
+    wanted = np.stack((grey, grey[::-1], grey.T), axis=-1) if mode in ("P", "RGB", "RGBA") else grey
+    Image.fromarray(wanted).convert(mode).save(tmp_path / "base_color.png")
+    read = maps.read_map(tmp_path / "base_color.png")
+    assert read.dtype == np.float32 and read.shape in (wanted.shape, (*wanted.shape, 3))
+    assert (read == (wanted if read.ndim == wanted.ndim else wanted[..., None]) / np.float32(255)).all()
+
+
+@pytest.mark.parametrize("cut", [20, 60, 400])
+def test_sixteen_bits_that_are_cut_off_are_told(cut, tmp_path):
+    covered = torch.ones(32, 32, dtype=torch.bool)
+    path = maps.write_maps(tmp_path, some_maps(), covered, bits=16)["base_color"]
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises((ValueError, OSError)):
+        maps.read_map(path)
+
+
+def test_an_openexr_of_another_program(tmp_path):
+    import OpenEXR
+
+    def write(name, channels):
+        with OpenEXR.File({"type": OpenEXR.scanlineimage}, channels) as opened:
+            opened.write(str(tmp_path / name))
+
+    flat = np.full((8, 8), 0.25, np.float32)
+    write("alpha.exr", {"RGBA": np.stack((flat, flat, flat, 2 * flat), axis=-1)})
+    write("depth.exr", {"Z": flat})
+    (tmp_path / "text.exr").write_text("no picture")
+    assert (maps.read_map(tmp_path / "alpha.exr") == np.full((8, 8, 3), 0.25)).all()
+    with pytest.raises(ValueError, match="depth.exr has the channels Z; a map has RGB or Y."):
+        maps.read_map(tmp_path / "depth.exr")
+    with pytest.raises(ValueError, match="text.exr is damaged or no OpenEXR."):
+        maps.read_map(tmp_path / "text.exr")
+
+
 def test_values_that_are_no_maps_are_refused(tmp_path):
     made, covered = some_maps(), torch.ones(32, 32, dtype=torch.bool)
     with pytest.raises(ValueError, match="'albedo' is no map"):

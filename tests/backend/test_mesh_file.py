@@ -3,6 +3,7 @@
 
 import json
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -210,6 +211,19 @@ def test_a_concave_polygon_is_covered_once(tmp_path):
     arrow = np.array([[[0, 0, 0], [2, 1, 0], [0, 2, 0], [1, 1, 0]]], float)
     assert mesh_file.triangulate(arrow)[0].tolist() == [[1, 2, 3], [1, 3, 0]]
     assert mesh_file.triangulate(np.roll(arrow, 1, axis=1))[0].tolist() == [[0, 1, 2], [0, 2, 3]]
+
+
+def test_a_concave_polygon_of_thousands_of_corners_takes_no_seconds():
+    turn, radius = np.arange(2000) / 2000 * 2 * np.pi, np.random.default_rng(0).uniform(0.3, 1.0, 2000)
+    points = np.stack((radius * np.cos(turn), radius * np.sin(turn), 0 * turn), axis=1)
+    begun = time.process_time()
+    corners = points[mesh_file.triangulate(points[None])[0]]
+    spent = time.process_time() - begun
+    doubled = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])[:, 2]
+    wanted = (points[:, 0] * np.roll(points[:, 1], -1) - points[:, 1] * np.roll(points[:, 0], -1)).sum()
+    assert len(corners) == 1998 and (doubled >= 0).all() and doubled.sum() == pytest.approx(wanted)
+    print(f"2000 corners: {spent:.2f} s")
+    assert spent < 2
 
 
 def test_a_file_becomes_a_job(tmp_path):

@@ -175,3 +175,102 @@ if bpy.app.version < (4, 3):  # its glTF exporter, without Patina too, crashes w
     assert np.abs(packed[..., 2] - shown["metallic"][..., 0]).max() <= 1
     colour = np.asarray(mesh.visual.material.baseColorTexture.convert("RGB")).astype(int)
     assert np.abs(colour - shown["base_color"]).max() <= 1
+
+
+def test_a_glb_of_what_cannot_be_selected_is_refused_and_edit_mode_comes_back(tmp_path):
+    run_scenario(
+        tmp_path,
+        _MADE
+        + """
+def refused(sentence):
+    try:
+        unchanged(bpy.ops.patina.export_glb); raise AssertionError("wrote a file")
+    except RuntimeError as error:
+        assert sentence in str(error), error
+    assert not (tmp / "out" / "Cube.glb").exists()
+bpy.ops.mesh.primitive_uv_sphere_add()
+other = bpy.context.object
+bpy.context.view_layer.objects.active = cube
+cube.hide_set(True)
+refused("Cube is hidden or cannot be selected")
+cube.hide_set(False); cube.hide_select = True
+refused("Cube is hidden or cannot be selected")
+cube.hide_select = False
+apart = bpy.data.collections.new("apart")
+apart.objects.link(cube)
+bpy.context.scene.collection.children.link(apart)
+for collection in cube.users_collection:
+    if collection != apart: collection.objects.unlink(cube)
+bpy.context.view_layer.layer_collection.children["apart"].exclude = True
+bpy.context.view_layer.update()
+try:
+    export.write_glb(cube, tmp / "out" / "Cube.glb", True); raise AssertionError("wrote a file")
+except export.ExportProblem as error:
+    assert "Cube is hidden or cannot be selected" in str(error), error
+bpy.context.view_layer.layer_collection.children["apart"].exclude = False
+bpy.context.view_layer.update()
+other.select_set(True); cube.select_set(False)
+bpy.context.view_layer.objects.active = cube
+
+import addon_utils
+addon_utils.disable("io_scene_gltf2")
+refused("Enable the glTF 2.0 add-on")
+addon_utils.enable("io_scene_gltf2")
+
+cube.select_set(True); other.select_set(False)
+bpy.ops.object.mode_set(mode="EDIT")
+other.select_set(True)
+assert (cube.mode, other.mode) == ("EDIT", "OBJECT")
+assert unchanged(bpy.ops.patina.export_glb) == {"FINISHED"} and (tmp / "out" / "Cube.glb").is_file()
+assert (cube.mode, other.mode) == ("EDIT", "OBJECT")
+how.overwrite = True
+bpy.ops.object.mode_set(mode="OBJECT")
+bpy.ops.object.mode_set(mode="EDIT")
+assert (cube.mode, other.mode) == ("EDIT", "EDIT")
+assert unchanged(bpy.ops.patina.export_glb) == {"FINISHED"}
+assert (cube.mode, other.mode) == ("EDIT", "EDIT")
+bpy.ops.object.mode_set(mode="OBJECT")
+if bpy.app.version < (4, 3):  # its glTF exporter, without Patina too, crashes when bpy ends
+    import os
+    addon.unregister()
+    print("scenario ended", flush=True)
+    os._exit(0)
+""",
+    )
+
+
+def test_maps_of_different_sizes_go_out_as_large_as_the_base_color(tmp_path):
+    run_scenario(
+        tmp_path,
+        _MADE
+        + """
+maps["base_color"].scale(256, 512)
+maps["base_color"].save()
+for template in ("SEPARATE", "GLTF", "UNREAL", "UNITY"):
+    how.template, how.folder = template, str(tmp / "out" / template)
+    assert unchanged(bpy.ops.patina.export_maps) == {"FINISHED"}
+""",
+    )
+    files = sorted((tmp_path / "out").rglob("*.png"))
+    assert len(files) == 4 + 3 + 3 + 3
+    assert {Image.open(file).size for file in files} == {(256, 512)}
+    normal = np.asarray(Image.open(tmp_path / "out" / "SEPARATE" / "Cube_normal.png")) / 255 * 2 - 1
+    assert np.abs(np.linalg.norm(normal, axis=-1) - 1).max() < 0.02
+
+
+def test_the_asset_is_the_material_that_is_shown(tmp_path):
+    run_scenario(
+        tmp_path,
+        _MADE
+        + """
+made = cube.material_slots[0].material
+copy = made.copy()
+cube.material_slots[0].material = copy
+assert unchanged(bpy.ops.patina.mark_asset) == {"FINISHED"}
+assert copy.asset_data is not None and made.asset_data is None
+copy.asset_clear()
+bpy.data.materials.remove(made)
+assert variants.current(cube).material is None
+assert unchanged(bpy.ops.patina.mark_asset) == {"FINISHED"} and copy.asset_data is not None
+""",
+    )

@@ -211,3 +211,36 @@ def test_a_million_triangles(tmp_path):
         assert running.status.message == "The maps are done."
         """,
     )
+
+
+def test_a_uv_layer_that_is_gone_is_said(tmp_path):
+    run(
+        tmp_path,
+        """
+        from addon import variants
+        def refused(run, sentence):
+            try:
+                bpy.ops.patina.variant_show(run=run); raise AssertionError("shown without its UVs")
+            except RuntimeError as error:
+                assert sentence in str(error), error
+            assert not material.is_on(cube, run)
+        cube.patina.prompt = "red"
+        assert bpy.ops.patina.generate() == {"FINISHED"}
+        run = variants.current(cube).run
+        bpy.ops.patina.revert()
+        uv_layers = cube.data.uv_layers
+        uv_layers.remove(uv_layers[0])
+        assert not uv_layers
+        refused(run, "is gone, so the maps no longer fit")
+
+        assert bpy.ops.patina.generate() == {"FINISHED"}
+        run = variants.current(cube).run
+        bpy.ops.patina.revert()
+        uv_layers.remove(uv_layers["Patina"])
+        for number in range(8): uv_layers.new(name=str(number))
+        assert len(uv_layers) == 8
+        refused(run, "no room for the UV layer Patina. Delete one of the eight.")
+        uv_layers.remove(uv_layers["7"])
+        assert bpy.ops.patina.variant_show(run=run) == {"FINISHED"} and "Patina" in uv_layers
+        """,
+    )

@@ -13,7 +13,7 @@ from addon import environment
 ready = [False]
 environment.environment_ready = lambda folder, recipe=None: ready[0]
 class Build:
-    def __init__(self, folder, pythons, wheels=None):
+    def __init__(self, folder, pythons, wheels=None, workers=None):
         self.folder, self.pythons, self.log = folder, pythons, tmp / "l"
         self.error, self.finished, self.count = "", False, 0
         builds.append(self)

@@ -110,7 +110,8 @@ def test_doctor_models_and_install_are_tasks_that_end(tmp_path):
         source = running.package_root / "backend" / "__main__.py"
         model = '[{"id": "a/b", "licence": "free", "use": "", "gigabytes": 2, "here": true, "problem": ""}]'
         lines = ["import sys", "if sys.argv[1] == 'doctor':", "    print('ok  Python  3.11')",
-                 "    print('!!  device  none'); sys.exit(1)", f"print({model!r})"]
+                 "    print('!!  device  none'); sys.exit(1)", "print('a warning', file=sys.stderr)",
+                 f"print({model!r})", "print('[W of a library] bye', file=sys.stderr)"]
         source.write_text(chr(10).join(lines))
         running.look_around()
         assert running.ready
@@ -122,6 +123,12 @@ def test_doctor_models_and_install_are_tasks_that_end(tmp_path):
         assert bpy.ops.patina.list_models() == {"FINISHED"}
         assert running.models[0]["id"] == "a/b"
         assert settings._known_models(None, None, "a/") == ["a/b"]
+        source.write_text("print('nothing to tell')")
+        try:
+            bpy.ops.patina.list_models(); raise AssertionError("no list, and no word")
+        except RuntimeError as error:
+            assert "did not tell which models" in str(error), error
+        source.write_text(chr(10).join(lines))
         assert not bpy.ops.patina.install_backend.poll(), "it is installed"
 
         # for real, but from a folder that cannot serve
@@ -137,6 +144,15 @@ def test_doctor_models_and_install_are_tasks_that_end(tmp_path):
         except RuntimeError as error:
             assert "There are no wheels" in str(error), error
         (jobs.preferences.data_folder() / "backend-env").mkdir()
+        other = jobs.preferences.data_folder() / "worker" / "1-1" / "alive"
+        other.parent.mkdir(parents=True)
+        other.touch()
+        for refused in (bpy.ops.patina.remove_backend, bpy.ops.patina.repair_backend):
+            try:
+                refused(); raise AssertionError("changed under another Blender")
+            except RuntimeError as error:
+                assert "Another Blender is using" in str(error), error
+        other.unlink()
         assert not running.ready and bpy.ops.patina.remove_backend() == {"FINISHED"}
         assert not (jobs.preferences.data_folder() / "backend-env").exists()
         os.environ["PATINA_PYTHON"] = named
@@ -188,4 +204,37 @@ def test_out_of_memory_offers_a_smaller_try(tmp_path):
         assert running.status.fix == "" and running.status.message == "The maps are done."
         """,
         limit=150,
+    )
+
+
+def test_paths_of_the_preferences_do_not_follow_the_open_file(tmp_path):
+    run_scenario(
+        tmp_path,
+        """
+        import os
+        from addon import preferences
+        entry = bpy.context.preferences.addons.new()
+        entry.module = addon.EXTENSION
+        stored, usual = entry.preferences, preferences.data_folder()
+        paths = {"data_folder": preferences.data_folder, "wheels": preferences.wheels,
+                 "python": preferences.preferred_python}
+        for name in paths: setattr(stored, name, "//data")
+        assert preferences.data_folder() == usual and not os.path.exists("data"), "no .blend, no such place"
+        assert preferences.wheels() is None and preferences.preferred_python() is None
+
+        class Layout:
+            labels = []
+            def __getattr__(self, _name): return lambda *_args, text="", **_options: self.labels.append(text) or self
+        class Shown:
+            layout, device, python, data_folder, wheels = Layout(), "auto", "//data", str(tmp), ""
+        preferences.PATINA_preferences.draw(Shown, None)
+        assert sum("begins with //" in text for text in Layout.labels) == 1
+
+        (tmp / "a").mkdir()
+        bpy.ops.wm.save_as_mainfile(filepath=str(tmp / "a" / "file.blend"))
+        for name in paths: setattr(stored, name, "//../data")
+        for read in paths.values(): assert read() == tmp / "data", read()
+        assert stored.data_folder == str(tmp / "data")
+        bpy.context.preferences.addons.remove(entry)
+        """,
     )
