@@ -2,7 +2,7 @@
 """Latent-Paint (Metzer et al. 2023): a texture of latents, painted in small views without light and decoded once.
 
 What comes of it is a base colour with the model's own light in it: a look in a minute, or what a distillation begins
-with. Its linear preview holds for the autoencoder of Stable Diffusion 1 and 2.
+with.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import lighting
-from .diffusion.interface import Denoiser, Latent
+from .diffusion.interface import Denoiser, Latent, RoughlyShown
 from .distillation import WEIGHTINGS, Options, guidance_scale, timesteps
 from .guidance import GUIDANCE, GuidanceError, Look
 from .material import Texels
@@ -22,8 +22,6 @@ from .views import new_pool
 
 SIDE = 64  # latents
 LEARNING_RATE = 0.03
-# Published: display values -1..1 by latent channel.
-TO_RGB = ((0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0.264), (-0.184, -0.271, -0.473))
 
 
 def paint(
@@ -72,11 +70,14 @@ def at(image: Tensor, uv: Tensor) -> Tensor:
     return torch.nn.functional.grid_sample(image, grid, padding_mode="border", align_corners=False)[0, :, 0].T
 
 
-def preview(texture: Tensor) -> Tensor | None:
-    """(1, 3, SIDE, SIDE) display values in 0..1, roughly; None for latents of other autoencoders."""
-    if texture.shape[1] != len(TO_RGB):
+def preview(model: Latent, texture: Tensor) -> Tensor | None:
+    """(1, 3, SIDE, SIDE) display values in 0..1, roughly; None where nobody knows how the model's latents look."""
+    colors = model.latent_colors if isinstance(model, RoughlyShown) else None
+    if colors is None:
         return None
-    return (torch.einsum("bchw,cr->brhw", texture, texture.new_tensor(TO_RGB)) * 0.5 + 0.5).clamp(0, 1)
+    *channels, empty = texture.new_tensor(colors)
+    shown = torch.einsum("bchw,cr->brhw", texture, torch.stack(channels)) + empty.view(3, 1, 1)
+    return (shown * 0.5 + 0.5).clamp(0, 1)
 
 
 def decoded(model: Latent, texture: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from addon.protocol import ProtocolError
@@ -33,6 +34,11 @@ FIRST_RANGE_DEG, ALL_ROUND_AT = 45.0, 0.3  # published: 2000 of 7000 steps withi
 FINE = 192  # pixels that a reference is looked at with at least, where it has them
 SMALLEST, LARGEST = 16, 8192  # pixels
 FOV_DEG = 30.0
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 BEHIND = 0.0  # display value -1..1 of what the picture leaves open, as CLIP sees it: grey
 NO_CLIP = (
     "No CLIP model compares the reference picture's look with the other views: what the picture does not show follows "
@@ -88,7 +94,7 @@ class Reference:
 
 
 def read(path: Path) -> Tensor:
-    """(4, S, S) display values and alpha in 0..1. Raises ProtocolError with a sentence."""
+    """(4, S, S) display values and alpha in 0..1, upright. Raises ProtocolError with a sentence."""
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -98,7 +104,12 @@ def read(path: Path) -> Tensor:
                 raise ProtocolError(
                     f"The reference picture {path.name} is {width} pixels wide; it must have {SMALLEST} to {LARGEST}."
                 )
-            pixels = torch.frombuffer(bytearray(image.convert("RGBA").tobytes()), dtype=torch.uint8)
+            if image.mode in ("I", "F"):
+                raise ProtocolError(
+                    f"The reference picture {path.name} has pixels of 32 bits, which do not say what is white. Save it "
+                    "as a PNG of 8 or 16 bits."
+                )
+            pixels = _rgba(_upright(image))
     except FileNotFoundError:
         raise ProtocolError(f"There is no reference picture {path}.") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -107,7 +118,23 @@ def read(path: Path) -> Tensor:
         raise ProtocolError(
             f"The reference picture {path.name} cannot be read: it is damaged, or no PNG, JPEG or WebP. Choose another."
         ) from error
-    return pixels.view(height, width, 4).permute(2, 0, 1).float() / 255
+    return pixels.permute(2, 0, 1)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture as it was seen; cameras write down how they were held. Pillow's `exif_transpose` would write those
+    notes anew too, which raises all kinds of errors where they are odd."""
+    image.load()  # a TIFF turns itself here, and its note is gone
+    how = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if how is None else image.transpose(how)
+
+
+def _rgba(image: Image.Image) -> Tensor:
+    """(H, W, 4) in 0..1."""
+    if image.mode.startswith("I;16"):  # Pillow's own way to eight bits cuts off at 255
+        grey = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535)[..., None]
+        return torch.cat((grey, grey, grey, torch.ones_like(grey)), dim=-1)
+    return torch.from_numpy(np.array(image.convert("RGBA"), np.float32) / 255)
 
 
 def camera_of(view: dict[str, float]) -> Cameras:

@@ -114,7 +114,7 @@ def _paint_latents(run: Run, stop_asked: Callable[[], str | None]) -> Iterator[E
         if why:
             raise _Stopped(why)
         if time.monotonic() - told > SHOWN_SECONDS:
-            image = latent_paint.preview(texture)
+            image = latent_paint.preview(run.model, texture)
             if image is None:
                 yield progress(run, "Painting latents", None)
             else:

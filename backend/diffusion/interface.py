@@ -116,6 +116,16 @@ class Latent(Protocol):
 
 
 @runtime_checkable
+class RoughlyShown(Protocol):
+    """What a Latent offers besides, whose latents can be seen roughly without decoding them."""
+
+    @property
+    def latent_colors(self) -> tuple[tuple[float, float, float], ...] | None:
+        """Display values -1..1 that each of the C channels adds to the last row, the colour of latents of 0; None:
+        nobody knows them for its autoencoder."""
+
+
+@runtime_checkable
 class Worded(Protocol):
     """What a Denoiser offers besides, that can be asked for other words than the prompt's."""
 

@@ -25,6 +25,19 @@ if TYPE_CHECKING:
     from .control import Control
 
 
+# As interface.RoughlyShown says, by the autoencoder's scaling factor, which tells those of four channels apart.
+# Published: of Stable Diffusion 1 and 2 with Latent-Paint, of SDXL for 8 bits in diffusers' documentation.
+_LATENT_COLORS = {
+    0.18215: (
+        (0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0.264), (-0.184, -0.271, -0.473), (0.0, 0.0, 0.0),
+    ),
+    0.13025: (
+        (0.471, 0.471, 0.471), (-0.471, -0.039, 0.078), (0.196, 0.118, -0.039), (-0.549, -0.392, -0.275),
+        (0.176, 0.098, 0.02),
+    ),
+}  # fmt: skip
+
+
 class LatentModel(WordedModel):
     """SD 1.5 and 2.x. The autoencoder works in float32: SDXL's overflows in float16."""
 
@@ -47,6 +60,11 @@ class LatentModel(WordedModel):
     @property
     def alphas_cumprod(self) -> Tensor:
         return self.scheduler.alphas_cumprod
+
+    @property
+    def latent_colors(self) -> tuple[tuple[float, float, float], ...] | None:
+        """As interface.RoughlyShown says."""
+        return _LATENT_COLORS.get(self.vae.config.scaling_factor) if self.vae.config.latent_channels == 4 else None
 
     def modules(self) -> tuple[torch.nn.Module, ...]:
         return (self.unet, self.vae) if self.control is None else (self.unet, self.vae, self.control.net)

@@ -5,10 +5,12 @@ import oracle_for_tests as oracle
 import pytest
 import shapes_for_tests as shapes
 import torch
+import toy_models
 from test_texturing import job_in
 
 from addon import protocol
 from backend import latent_paint, material, starts, texturing
+from backend.diffusion import families
 from backend.diffusion.interface import Prediction
 from backend.distillation import Options
 from backend.guidance import GuidanceError
@@ -21,6 +23,7 @@ class Latents:
     """Latents are the colour and a fourth channel, a quarter as wide; one half shall be red and the other blue."""
 
     name, render_size, guidance_scale, background, sees_geometry = "latents", 128, 1.0, None, False
+    latent_colors = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)
 
     def __init__(self):
         self.decodings = 0
@@ -68,12 +71,26 @@ def test_the_texture_takes_what_the_model_wants_in_the_objects_frame():
     assert model.decodings == 1
 
 
-def test_the_linear_preview():
-    texture = torch.zeros(1, 4, 64, 64)
+@pytest.mark.parametrize(
+    ("family", "grey", "first"),
+    [
+        ("sd", (0.5, 0.5, 0.5), (0.649, 0.6035, 0.604)),
+        ("sdxl", (150 / 255, 140 / 255, 130 / 255), (210 / 255, 200 / 255, 190 / 255)),
+        ("sd3", None, None),
+    ],
+)
+def test_the_linear_preview_is_the_autoencoders(family, grey, first, tmp_path):
+    """Two autoencoders of four channels mean different colours by them."""
+    model = families.load(toy_models.save(family, tmp_path / "model"), torch.device("cpu"))
+    texture = torch.zeros_like(model.encode(torch.zeros(1, 3, 32, 32)))
+    if grey is None:
+        assert latent_paint.preview(model, texture) is None
+        return
+    assert torch.allclose(latent_paint.preview(model, texture)[0, :, 0, 0], torch.tensor(grey), atol=1e-3)
     texture[:, 0] = 1.0
-    image = latent_paint.preview(texture)
-    assert torch.allclose(image[0, :, 0, 0], torch.tensor([0.649, 0.6035, 0.604]), atol=1e-4)
-    assert latent_paint.preview(torch.zeros(1, 16, 64, 64)) is None
+    assert torch.allclose(latent_paint.preview(model, texture)[0, :, 0, 0], torch.tensor(first), atol=1e-3)
+    model.vae.register_to_config(scaling_factor=0.5)  # Playground's, in SDXL's pipeline
+    assert latent_paint.preview(model, texture) is None
 
 
 def test_models_without_latents_and_controls_are_refused():

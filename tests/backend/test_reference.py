@@ -8,7 +8,7 @@ import oracle_for_tests as oracle
 import pytest
 import shapes_for_tests as shapes
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from test_families import CUBE
 from test_oracle import smooth
 
@@ -118,6 +118,45 @@ def test_pictures_that_cannot_be_used_get_a_sentence_each(tmp_path):
     ):
         with pytest.raises(protocol.ProtocolError, match=sentence):
             protocol.TextureRequest(prompt="x", reference_view=view)
+
+
+def test_sixteen_bits_of_grey_are_no_white(tmp_path):
+    rising = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
+    Image.fromarray(rising).save(tmp_path / "grey.png")
+    Image.fromarray(rising).save(tmp_path / "grey.tif")
+    Image.fromarray(rising.astype(">u2")).save(tmp_path / "big.tif")
+    for name in ("grey.png", "grey.tif", "big.tif"):
+        read = reference.read(tmp_path / name)
+        assert read.shape == (4, 32, 32) and (read[3] == 1).all()
+        assert (read[:3] - torch.from_numpy(rising / np.float32(65535))).abs().max() < 1e-6
+    Image.new("F", (32, 32), 0.5).save(tmp_path / "float.tif")
+    with pytest.raises(protocol.ProtocolError, match="float.tif has pixels of 32 bits, .*Save it as a PNG of 8 or 16"):
+        reference.read(tmp_path / "float.tif")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_camera_that_was_held_aslant_does_not_turn_the_object(tmp_path):
+    upright = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    exif, notes = Image.Exif(), Image.Exif()
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: np.rot90(upright, 2), 4: upright[::-1], 5: upright.swapaxes(0, 1),
+        6: np.rot90(upright), 7: np.rot90(upright, 2).swapaxes(0, 1), 8: np.rot90(upright, 3),
+    }  # fmt: skip
+    for orientation, pixels in stored.items():
+        exif[ExifTags.Base.Orientation] = orientation
+        for name in ("turned.jpg", "turned.png", "turned.tif"):
+            Image.fromarray(pixels).save(tmp_path / name, exif=exif, quality=100)
+            read = (reference.read(tmp_path / name)[:3].permute(1, 2, 0) * 255).numpy()
+            assert np.abs(read - upright)[2::4, 2::4].max() < 60, (orientation, name)
+    # Whatever else the notes hold, the picture is read.
+    notes[ExifTags.Base.Orientation], notes[ExifTags.Base.Make], notes[ExifTags.Base.XResolution] = 6, "A maker", 72.5
+    notes[ExifTags.Base.ISOSpeedRatings] = 100
+    content, noise = notes.tobytes(), np.random.default_rng(0)
+    for _ in range(500):
+        odd = bytearray(content)
+        odd[noise.integers(6, len(odd))] = noise.integers(0, 16)
+        Image.new("RGB", (16, 16)).save(tmp_path / "odd.jpg", exif=bytes(odd))
+        assert reference.read(tmp_path / "odd.jpg").shape == (4, 16, 16)
 
 
 def test_the_command_takes_a_reference_into_the_job(tmp_path, capsys, monkeypatch):

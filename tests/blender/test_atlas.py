@@ -44,9 +44,8 @@ before, uvs_before = untouched.fingerprint(ours), uv_state()
 bpy.ops.ed.undo_push(message="before")
 assert bpy.ops.patina.generate_atlas() == {"FINISHED"}, running.status
 assert running.status.message == "The maps are done." and "Shared Atlas on 3 objects" in running.status.warnings
-# Shared mesh data: its material goes on the objects' slots; the ball's own mesh got its first slot.
-changed = untouched.difference(before, untouched.fingerprint(ours))
-assert changed in ([], ["object Ball"]), changed
+# Materials and slots are what was asked for (asserted below); nothing else of the objects and meshes changes.
+assert untouched.difference(before, untouched.fingerprint(ours)) == []
 assert uv_state() == uvs_before
 assert all(obj.data.uv_layers.active.name != "Shared Atlas" for obj in (cube, ball))
 runs = {place.material["patina_run"] for obj in (cube, ball, twin) for place in obj.material_slots}
@@ -56,7 +55,6 @@ assert all(len(obj.patina.variants) == 1 and obj.patina.variants[0].shared for o
 
 with np.load(running.ended.folder.mesh) as stored:
     arrays = {name: stored[name] for name in stored.files}
-spheres = 16 * 8 * 2 * 4 - 0
 with mesh_io.evaluated(bpy.context, ball) as shown:
     of_ball = len(mesh_io.read(ball, shown, "Shared Atlas", None)["uvs"])
 assert len(arrays["uvs"]) == 12 + of_ball, "the twin's mesh is the cube's"
