@@ -14,6 +14,9 @@ import os
 import re
 import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
@@ -25,6 +28,7 @@ from .diffusion.interface import ModelError
 
 FACTS = "patina.json"  # in a fetched model's folder: where it is from, and what it has to hold
 FETCHED = re.compile(r"\.(safetensors|json|txt|model|jinja)$")
+_PIECE = re.compile(r"-(\d{5})-of-(\d{5})\.")  # of weights in several files
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -95,11 +99,19 @@ def facts_of(path: Path) -> dict:
         return {}
     try:
         facts = json.loads((path / FACTS).read_text("utf-8"))
-        if not isinstance(facts["files"], dict) or not isinstance(facts["id"], str):
+        if not isinstance(facts["id"], str) or not all(len(told) == 2 for told in facts["files"].values()):
             raise ValueError("wrong fields")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path / FACTS} cannot be read. Pull the model again.") from error
     return facts
+
+
+def _facts_or_id(path: Path) -> dict:
+    """The facts of a fetched model; its id alone where they are damaged, which `check` then tells."""
+    try:
+        return facts_of(path)
+    except ModelError:
+        return {"id": path.name.replace("--", "/", 1)}
 
 
 def check(path: Path, hashes: bool = True) -> folder.ModelFolder:
@@ -131,21 +143,61 @@ def pull(identifier: str, accept: bool, tell=print) -> Path:
     tell(f"{identifier}: {total / 1e9:.1f} GB, licence: {licence}")
     if not accept:
         raise ModelError(f"Nothing was fetched. Read the licence at {_address(hub, identifier)}, then add --accept.")
+    with _alone(target, f"Another Patina is fetching “{identifier}” just now. Wait until that has ended."):
+        _fetch_all(hub, identifier, info.sha, wanted, target, tell)
+        facts = {"id": identifier, "revision": info.sha, "licence": licence, "files": wanted}
+        protocol.write_beside(target / FACTS, json.dumps(facts, indent=1).encode())
+        check(target)
+    return target
+
+
+@contextmanager
+def _alone(target: Path, refusal: str) -> Iterator[None]:
+    """Nobody else changes the model in `target` meanwhile. Raises ModelError with the `refusal` where another does."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the folder, which may be deleted: see `take_lock`.
+    lock = protocol.take_lock(target.with_name(f"{target.name}.lock"), f"process {os.getpid()}")
+    if lock is None:
+        raise ModelError(refusal)
+    try:
+        yield
+    finally:
+        protocol.release_lock(lock)
+
+
+def _fetch_all(hub, identifier: str, revision: str, wanted: dict, target: Path, tell) -> None:
+    """The `wanted` files, of which some may be in `target`. Raises ModelError."""
+    total = sum(size or 0 for size, _ in wanted.values())
     free = shutil.disk_usage(_existing(target)).free
     there = size_of(target) if target.is_dir() else 0
     if total - there > free:
         raise ModelError(f"The disk has {free / 1e9:.1f} GB free; the model needs {(total - there) / 1e9:.1f} GB more.")
-    for name, (size, digest) in wanted.items():  # of an older revision, or damaged
-        old = target / name
-        if old.is_file() and (old.stat().st_size != size or (digest and _sha256(old) != digest)):
-            old.unlink()
+    _clear(target, wanted, revision)
     for number, name in enumerate(wanted, 1):
         tell(f"[{number}/{len(wanted)}] {name}")
-        _fetch(hub, identifier, name, info.sha, target)
-    facts = {"id": identifier, "revision": info.sha, "licence": licence, "files": wanted}
-    protocol.write_beside(target / FACTS, json.dumps(facts, indent=1).encode())
-    check(target)
-    return target
+        _fetch(hub, identifier, name, revision, target)
+
+
+def _clear(target: Path, wanted: dict, revision: str) -> None:
+    """Delete what is damaged, of another revision, or would be loaded instead of the `wanted`."""
+    try:
+        known = facts_of(target).get("revision") == revision
+    except ModelError:
+        known = False
+    for name, (size, digest) in wanted.items():
+        file = target / name
+        # Without a digest, nothing but the revision says what a file of this size holds.
+        if file.is_file() and (file.stat().st_size != size or (_sha256(file) != digest if digest else not known)):
+            file.unlink()
+    kept = {*wanted, *(_part_name(name, revision) for name in wanted)}
+    for file in list(target.rglob("*")):
+        name = file.relative_to(target).as_posix()
+        if name not in kept and re.search(r"\.safetensors|\.part$", name) and file.is_file():
+            file.unlink()
+
+
+def _part_name(name: str, revision: str) -> str:
+    return f"{name}.{revision[:8]}.part"
 
 
 def _ask_hub(identifier: str):
@@ -171,8 +223,7 @@ def _wanted_files(hub, identifier: str, info) -> dict[str, tuple[int | None, str
     there = {file.rfilename: (file.size, file.lfs.sha256 if file.lfs else None) for file in info.siblings or []}
     if "model_index.json" not in there:
         return _wanted_of_control(hub, identifier, info, there)
-    index = _fetch(hub, identifier, "model_index.json", info.sha, place(identifier))
-    pipeline = json.loads(index.read_text("utf-8")).get("_class_name")
+    pipeline = _class_in(hub, identifier, "model_index.json", info.sha)
     if pipeline not in folder.KNOWN:
         raise ModelError(f"“{identifier}” is a “{pipeline}”, which Patina does not know: {', '.join(folder.KNOWN)}.")
     wanted = {"model_index.json": there["model_index.json"]}
@@ -187,6 +238,13 @@ def _wanted_files(hub, identifier: str, info) -> dict[str, tuple[int | None, str
     return wanted
 
 
+def _class_in(hub, identifier: str, name: str, revision: str) -> object:
+    """The class that a model's settings name. What is here of the model stays as it is: nobody has accepted it yet."""
+    with tempfile.TemporaryDirectory() as beside:
+        file = _fetch(hub, identifier, name, revision, Path(beside))
+        return json.loads(file.read_text("utf-8")).get("_class_name")
+
+
 def _wanted_of_control(hub, identifier: str, info, there: dict) -> dict[str, tuple[int | None, str | None]]:
     refused = ModelError(
         f"“{identifier}” is neither a model nor a control in diffusers' format: it holds no model_index.json, and no "
@@ -194,8 +252,7 @@ def _wanted_of_control(hub, identifier: str, info, there: dict) -> dict[str, tup
     )
     if "config.json" not in there:
         raise refused
-    config = _fetch(hub, identifier, "config.json", info.sha, place(identifier))
-    if json.loads(config.read_text("utf-8")).get("_class_name") not in folder.CONTROLS:
+    if _class_in(hub, identifier, "config.json", info.sha) not in folder.CONTROLS:
         raise refused
     weights = [name for name in there if re.fullmatch(r"diffusion_pytorch_model[\w.-]*\.safetensors[\w.]*", name)]
     if not weights:
@@ -204,9 +261,16 @@ def _wanted_of_control(hub, identifier: str, info, there: dict) -> dict[str, tup
 
 
 def _smallest(weights: list[str]) -> list[str]:
-    """Those of half precision, where they are whole files."""
-    half = [name for name in weights if ".fp16." in name]
-    return half if any(name.endswith(".safetensors") for name in half) else weights
+    """Those of half precision where all of them are there, else the others. Never both: one of them is loaded."""
+    half = [name for name in weights if re.search(r"\.fp16[.-]", name)]
+    files = [name for name in half if name.endswith(".safetensors")]
+    pieces = [piece for piece in map(_PIECE.search, files) if piece]
+    if len(files) > len(pieces):
+        return [name for name in files if not _PIECE.search(name)]
+    # A list names the pieces: "model.safetensors.index.fp16.json". Without it nobody loads them.
+    if pieces and len(half) > len(files) and len({piece[1] for piece in pieces}) == int(pieces[0][2]):
+        return half
+    return [name for name in weights if not re.search(r"\.(fp16|bf16)[.-]", name)] or weights
 
 
 def _fetch(hub, identifier: str, name: str, revision: str, target: Path) -> Path:
@@ -215,7 +279,7 @@ def _fetch(hub, identifier: str, name: str, revision: str, target: Path) -> Path
     whole = target / name
     if whole.is_file():
         return whole
-    part = whole.with_name(f"{whole.name}.{revision[:8]}.part")
+    part = target / _part_name(name, revision)
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
         told = hub.get_hf_file_metadata(hub.hf_hub_url(identifier, name, revision=revision, endpoint=_endpoint()))
@@ -223,6 +287,9 @@ def _fetch(hub, identifier: str, name: str, revision: str, target: Path) -> Path
         if urlparse(told.location).netloc != urlparse(_address(hub, identifier)).netloc:
             headers.pop("authorization", None)  # the store behind the hub has no business with it
         there = part.stat().st_size if part.is_file() else 0
+        if told.size is not None and there > told.size:  # two that fetched it at once, or a disk's fault
+            part.unlink()
+            there = 0
         if there != told.size:
             with part.open("ab") as file:
                 hub.file_download.http_get(
@@ -282,13 +349,14 @@ def remove(identifier: str) -> int:
     target = place(identifier)
     if not target.is_dir():
         raise ModelError(f"“{identifier}” is not here. Fetched models: {', '.join(_ids()) or 'none'}.")
-    freed = size_of(target)
-    shutil.rmtree(target)
+    with _alone(target, f"Another Patina is fetching “{identifier}” just now. Remove it when that has ended."):
+        freed = size_of(target)
+        shutil.rmtree(target)
     return freed
 
 
 def _ids() -> list[str]:
-    return [facts_of(path)["id"] for path in fetched()]
+    return [_facts_or_id(path)["id"] for path in fetched()]
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -322,14 +390,15 @@ def listed() -> list[dict]:
     for path in fetched():
         if folder.is_control(path):
             continue
-        facts, problem = facts_of(path), ""
+        facts, problem = _facts_or_id(path), ""
         try:
             check(path, hashes=False)
         except ModelError as error:
             problem = str(error)
         use = presets[facts["id"]].use if facts["id"] in presets else ""
         size = round(size_of(path) / 1e9, 2)
-        rows.append({"id": facts["id"], "licence": str(facts.get("licence")), "use": use, "gigabytes": size})
+        licence = str(facts.get("licence", "unknown"))
+        rows.append({"id": facts["id"], "licence": licence, "use": use, "gigabytes": size})
         rows[-1]["problem"] = problem
     here = {row["id"] for row in rows}
     rows = [{"here": True, "problem": "", **row} for row in rows]
@@ -343,12 +412,12 @@ def listed() -> list[dict]:
 def _list() -> None:
     print(f"{protocol.BUILT_IN_MODEL}: comes with Patina, Apache-2.0; materials by its own words")
     for path in fetched():
-        facts = facts_of(path)
+        facts = _facts_or_id(path)
         try:
             state = check(path, hashes=False).pipeline
         except ModelError as error:
             state = str(error)
-        print(f"{facts['id']}: {size_of(path) / 1e9:.2f} GB, {facts.get('licence')}; {state}")
+        print(f"{facts['id']}: {size_of(path) / 1e9:.2f} GB, {facts.get('licence', 'unknown')}; {state}")
     print(f"To fetch, with their licences (into {home()}):")
     here = _ids()
     for preset in (*PRESETS, *CONTROL_PRESETS):

@@ -120,10 +120,13 @@ def read(path: Path) -> ModelFolder:
 
 
 def is_control(path: Path) -> bool:
-    """Whether `path` is a folder that says it is a ControlNet."""
+    """Whether `path` is a folder that says it is a ControlNet; a damaged one says nothing."""
     if (path / "model_index.json").is_file() or not (path / "config.json").is_file():
         return False
-    return _json(path / "config.json").get("_class_name") in CONTROLS
+    try:
+        return _json(path / "config.json").get("_class_name") in CONTROLS
+    except FolderError:
+        return False
 
 
 def check_control(path: Path) -> str:

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -26,6 +27,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, folder):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.served, self.break_after, self.gated = folder, [], None, False
+        self.revision = REVISION
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -51,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path.startswith(f"/api/models/{ID}"):
             return self.answer(json.dumps(self.listing()).encode(), {"Content-Type": "application/json"})
-        name = path.removeprefix(f"/{ID}/resolve/{REVISION}/")
+        name = path.removeprefix(f"/{ID}/resolve/{hub.revision}/")
         file = hub.folder / name
         if name == path or not file.is_file():
             self.send_response(404)
@@ -60,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.end_headers()
         content = file.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        self.answer(content, {"X-Repo-Commit": REVISION, "ETag": f'"{digest}"', "Accept-Ranges": "bytes"}, name)
+        self.answer(content, {"X-Repo-Commit": hub.revision, "ETag": f'"{digest}"', "Accept-Ranges": "bytes"}, name)
 
     def listing(self):
         files = []
@@ -73,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
                                     "pointerSize": 130}  # fmt: skip
                 files.append(entry)
         files += [{"rfilename": name, "size": 3} for name in ("unet/../../../evil.json", "unet/a/b.json")]
-        return {"id": ID, "sha": REVISION, "siblings": files, "cardData": {"license": "toy-1.0"}}
+        return {"id": ID, "sha": self.server.revision, "siblings": files, "cardData": {"license": "toy-1.0"}}
 
     def answer(self, content, headers, name=None):
         start = 0
@@ -212,6 +214,114 @@ def test_notes_that_cannot_be_read(tmp_path, monkeypatch):
         with pytest.raises(ModelError, match="patina.json cannot be read. Pull the model again."):
             model_store.check(place)
     assert model_store.find("toys/red") == place and model_store.find("toys/blue") is None
+
+
+def test_one_damaged_model_does_not_hide_the_others(models, tmp_path, published):
+    for name in ("toys--red", "toys--blue"):
+        shutil.copytree(published, tmp_path / name)
+    (tmp_path / "toys--red" / model_store.FACTS).write_text(json.dumps({"id": ID, "licence": "toy-1.0", "files": {}}))
+    for content in ("{", "[]", '{"id": "toys/blue", "files": {"a": 3}}', '{"id": "toys/blue", "files": 3}'):
+        (tmp_path / "toys--blue" / model_store.FACTS).write_text(content)
+        code, out, _ = models(None, tmp_path, "list")
+        assert code == 0 and "toys/red: 0.00 GB, toy-1.0; StableDiffusionPipeline" in out
+        assert "toys/blue: 0.00 GB, unknown; " in out and "patina.json cannot be read. Pull the model again." in out
+        rows = {row["id"]: row for row in model_store.listed()}
+        assert rows["toys/red"]["here"] and not rows["toys/red"]["problem"]
+        assert rows["toys/blue"]["here"] and "cannot be read. Pull the model again." in rows["toys/blue"]["problem"]
+        code, _, told = models(None, tmp_path, "remove", "toys/none")
+        assert "Fetched models: toys/blue, toys/red." in told
+    # A control without its settings.
+    (tmp_path / "toys--blue" / "model_index.json").unlink()
+    (tmp_path / "toys--blue" / "config.json").write_text("{")
+    assert {row["id"]: row for row in model_store.listed()}["toys/blue"]["problem"]
+    assert models(None, tmp_path, "remove", "toys/blue")[0] == 0 and not (tmp_path / "toys--blue").exists()
+
+
+WHOLE, WHOLE16 = ["u/model.safetensors"], ["u/model.fp16.safetensors"]
+LIST, LIST16 = ["u/model.safetensors.index.json"], ["u/model.safetensors.index.fp16.json"]
+PIECES = [f"u/model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+PIECES16 = [f"u/model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
+OLD16 = [f"u/model-0000{i}-of-00002.fp16.safetensors" for i in (1, 2)]  # as it was named before
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted"),
+    [
+        (WHOLE, WHOLE),
+        (WHOLE + WHOLE16, WHOLE16),
+        (WHOLE16, WHOLE16),
+        (LIST + PIECES, LIST + PIECES),
+        (LIST + PIECES + LIST16 + PIECES16, LIST16 + PIECES16),
+        (LIST + PIECES + LIST16 + OLD16, LIST16 + OLD16),
+        (LIST + PIECES + WHOLE16, WHOLE16),
+        (WHOLE + WHOLE16 + LIST16 + PIECES16, WHOLE16),
+        (LIST + PIECES + LIST16 + PIECES16[:1], LIST + PIECES),
+        (LIST + PIECES + LIST16, LIST + PIECES),
+        (LIST + PIECES + PIECES16, LIST + PIECES),
+        (WHOLE + ["u/model.bf16.safetensors"], WHOLE),
+        (["u/model.bf16.safetensors"], ["u/model.bf16.safetensors"]),
+    ],
+)
+def test_weights_are_fetched_once_and_in_half_precision_where_they_are_whole(there, wanted):
+    for names in (there, there[::-1]):
+        assert sorted(model_store._smallest(names)) == sorted(wanted)
+
+
+def test_a_part_that_is_too_long_is_fetched_anew(hub, models, tmp_path):
+    name = "unet/diffusion_pytorch_model.safetensors"
+    part = tmp_path / "toys--red" / f"{name}.{REVISION[:8]}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"x" * ((hub.folder / name).stat().st_size + 1))
+    code, _, told = models(hub, tmp_path, "pull", ID, "--accept")
+    assert code == 0, told
+    assert (tmp_path / "toys--red" / name).read_bytes() == (hub.folder / name).read_bytes()
+
+
+def test_two_do_not_fetch_or_remove_one_model_at_once(hub, models, tmp_path):
+    assert models(hub, tmp_path, "pull", ID, "--accept")[0] == 0
+    hub.served.clear()
+    held = protocol.take_lock(tmp_path / "toys--red.lock", "another")
+    try:
+        code, _, told = models(hub, tmp_path, "pull", ID, "--accept")
+        assert code == protocol.EXIT_BAD_REQUEST
+        assert f"Another Patina is fetching “{ID}” just now. Wait until that has ended." in told
+        assert not any(name.endswith(".safetensors") for name, _ in hub.served)
+        code, _, told = models(None, tmp_path, "remove", ID)
+        assert code == protocol.EXIT_BAD_REQUEST and "Remove it when that has ended." in told
+    finally:
+        protocol.release_lock(held)
+    assert models(None, tmp_path, "check", ID)[0] == 0
+    assert models(None, tmp_path, "remove", ID)[0] == 0
+
+
+def test_another_revision_replaces_what_is_here(models, tmp_path, published):
+    shutil.copytree(published, tmp_path / "hub")
+    hub, home = Hub(tmp_path / "hub"), tmp_path / "models"
+    place, config = home / "toys--red", "scheduler/scheduler_config.json"
+    try:
+        assert models(hub, home, "pull", ID, "--accept")[0] == 0
+        hub.served.clear()
+        assert models(hub, home, "pull", ID, "--accept")[0] == 0
+        assert {name for name, _ in hub.served} == {"model_index.json"}, "all is here"
+        # Files of the same size, one that is gone, and what a broken download left behind.
+        old = (hub.folder / config).read_text()
+        (hub.folder / config).write_text(new := old.replace("0.012", "0.013"))
+        assert new != old
+        (place / f"unet/diffusion_pytorch_model.safetensors.{REVISION[:8]}.part").write_bytes(b"old")
+        (place / "unet" / "diffusion_pytorch_model.fp16-00001-of-00002.safetensors").write_bytes(b"old")
+        hub.revision = "b" * 40
+        code, _, told = models(hub, home, "pull", ID)
+        assert "Nothing was fetched." in told and (place / config).read_text() == old
+        hub.served.clear()
+        code, _, told = models(hub, home, "pull", ID, "--accept")
+        assert code == 0, told
+        assert (place / config).read_text() == new
+        assert json.loads((place / model_store.FACTS).read_text())["revision"] == hub.revision
+        assert not any(name.endswith(".safetensors") for name, _ in hub.served), "the same weights were fetched again"
+        assert not list(place.rglob("*.part")) and not list(place.rglob("*of-00002*"))
+    finally:
+        hub.shutdown()
+        hub.server_close()
 
 
 def test_a_control_is_pulled_checked_and_found_too(models, tmp_path):
