@@ -274,10 +274,10 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _models(options: argparse.Namespace) -> int:
-    from . import model_store, models
+    from . import model_command, models
 
     try:
-        return model_store.main(options)
+        return model_command.main(options)
     except models.ModelError as error:
         raise UsageError(str(error)) from error
 

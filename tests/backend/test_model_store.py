@@ -13,7 +13,7 @@ import toy_models
 
 from addon import protocol
 from backend import __main__ as command
-from backend import model_store
+from backend import model_command, model_fetch, model_store
 from backend.diffusion.interface import ModelError
 from backend.models import ModelShelf
 
@@ -225,7 +225,7 @@ def test_one_damaged_model_does_not_hide_the_others(models, tmp_path, published)
         code, out, _ = models(None, tmp_path, "list")
         assert code == 0 and "toys/red: 0.00 GB, toy-1.0; StableDiffusionPipeline" in out
         assert "toys/blue: 0.00 GB, unknown; " in out and "patina.json cannot be read. Pull the model again." in out
-        rows = {row["id"]: row for row in model_store.listed()}
+        rows = {row["id"]: row for row in model_command.listed()}
         assert rows["toys/red"]["here"] and not rows["toys/red"]["problem"]
         assert rows["toys/blue"]["here"] and "cannot be read. Pull the model again." in rows["toys/blue"]["problem"]
         code, _, told = models(None, tmp_path, "remove", "toys/none")
@@ -233,7 +233,7 @@ def test_one_damaged_model_does_not_hide_the_others(models, tmp_path, published)
     # A control without its settings.
     (tmp_path / "toys--blue" / "model_index.json").unlink()
     (tmp_path / "toys--blue" / "config.json").write_text("{")
-    assert {row["id"]: row for row in model_store.listed()}["toys/blue"]["problem"]
+    assert {row["id"]: row for row in model_command.listed()}["toys/blue"]["problem"]
     assert models(None, tmp_path, "remove", "toys/blue")[0] == 0 and not (tmp_path / "toys--blue").exists()
 
 
@@ -264,7 +264,7 @@ OLD16 = [f"u/model-0000{i}-of-00002.fp16.safetensors" for i in (1, 2)]  # as it 
 )
 def test_weights_are_fetched_once_and_in_half_precision_where_they_are_whole(there, wanted):
     for names in (there, there[::-1]):
-        assert sorted(model_store._smallest(names)) == sorted(wanted)
+        assert sorted(model_fetch._smallest(names)) == sorted(wanted)
 
 
 def test_a_part_that_is_too_long_is_fetched_anew(hub, models, tmp_path):
@@ -342,7 +342,7 @@ def test_a_control_is_pulled_checked_and_found_too(models, tmp_path):
     code, out, _ = models(None, home, "list")
     assert code == 0 and f"{ID}: 0.00 GB, toy-1.0; ControlNetModel" in out
     assert "lllyasviel/control_v11f1p_sd15_depth: about 0.7 GB, CreativeML Open RAIL-M; depth, for SD 1.5" in out
-    assert ID not in {row["id"] for row in model_store.listed()}, "it can be chosen as a model"
+    assert ID not in {row["id"] for row in model_command.listed()}, "it can be chosen as a model"
     code, out, _ = models(None, home, "check", ID)
     assert code == 0 and "is whole: ControlNetModel" in out
     weights = model_store.find(ID) / "diffusion_pytorch_model.safetensors"
