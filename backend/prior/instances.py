@@ -54,6 +54,7 @@ class Instance:
     variation: float
     relief: float
     overlay: Pattern | None = None  # a relief on top (hammer marks, brushing)
+    mottling: float = 0.0  # lightness change within the second component
 
 
 def draw(prompt: Prompt, generator: torch.Generator) -> Instance:
@@ -73,8 +74,9 @@ def draw(prompt: Prompt, generator: torch.Generator) -> Instance:
         name = members[int(torch.randint(len(members), (), generator=generator))]
     material = MATERIALS[name]
     first_part = material.first
-    if prompt.colour and (material.tintable or prompt.finish in ("painted", "chipped")):
-        first_part = replace(first_part, colours=(COLOURS[prompt.colour],), metallic=0.0)
+    colour = prompt.colour if prompt.colour not in material.own_colours or prompt.finish == "painted" else None
+    if colour and (material.tintable or prompt.finish in ("painted", "chipped")):
+        first_part = replace(first_part, colours=(COLOURS[colour],), metallic=0.0)
     first, first_roughness = pick(first_part)
     if material.second is None:
         second, second_roughness = first * 0.78, first_roughness
@@ -83,6 +85,7 @@ def draw(prompt: Prompt, generator: torch.Generator) -> Instance:
         second, second_roughness = pick(material.second)
         second_metallic = material.second.metallic
     pattern, relief, overlay, variation = material.pattern, material.relief, None, material.variation
+    mottling = 0.0
     first_metallic = first_part.metallic
     if prompt.finish:
         low, high = FINISHES[prompt.finish]
@@ -93,9 +96,9 @@ def draw(prompt: Prompt, generator: torch.Generator) -> Instance:
         layer = {"rusty": RUST, "oxidised": VERDIGRIS, "mossy": MOSS, "dirty": DIRT, "chipped": BARE_STEEL}
         second, second_roughness = pick(layer[prompt.finish])
         second_metallic = layer[prompt.finish].metallic
-        pattern, relief, variation = patterns.patches, 0.15, 0.25
+        pattern, relief, variation, mottling = patterns.patches, 0.15, 0.25, 1.0
         if prompt.finish == "chipped":
-            relief = -0.15
+            relief, mottling = -0.15, 0.0
     if prompt.finish == "painted":
         pattern, relief, variation = material.pattern, material.relief, 0.03
         first_metallic = second_metallic = 0.0
@@ -118,6 +121,7 @@ def draw(prompt: Prompt, generator: torch.Generator) -> Instance:
         variation,
         relief,
         overlay,
+        mottling,
     )
 
 
@@ -144,7 +148,10 @@ def components(instance: Instance, textures: Procedural) -> tuple[Tensor, Tensor
     mix = instance.pattern(textures)
     weight = mix.weight[:, None]
     lightness = 1 + instance.variation * (mix.variation[:, None] - 0.5) * (1 - weight)
-    color = (instance.colours[0] * lightness) * (1 - weight) + instance.colours[1] * weight
+    second = instance.colours[1]
+    if instance.mottling:
+        second = second * (1 + instance.mottling * (patterns.mottle(textures)[:, None] - 0.5))
+    color = (instance.colours[0] * lightness) * (1 - weight) + second * weight
     roughness = instance.roughness[0] * (1 - mix.weight) + instance.roughness[1] * mix.weight
     metallic = instance.metallic[0] * (1 - mix.weight) + instance.metallic[1] * mix.weight
     if instance.overlay is patterns.streaks:

@@ -37,6 +37,7 @@ class Material:
     relief: float = 0.0  # height of the pattern
     tintable: bool = False
     finishes: tuple[str, ...] = ()  # finish words that make sense
+    own_colours: tuple[str, ...] = ()  # colour words for what it is anyway: red brick is no painted brick
 
 
 def _hex(code: str) -> Colour:
@@ -137,7 +138,7 @@ MATERIALS: dict[str, Material] = {
     # masonry
     "brick": Material(
         "masonry", _part("9C4630 A8523A 8A3E2C", (0.75, 0.92)), _P.bricks, _part("B8B0A4 A49C90", (0.85, 0.95)),
-        0.3, 0.5, tintable=True, finishes=("painted", "mossy", "wet", "dirty"),
+        0.3, 0.5, tintable=True, finishes=("painted", "mossy", "wet", "dirty"), own_colours=("red",),
     ),
     "tiles": Material(
         "masonry", _part("DCDCD4 D2D4CE", (0.1, 0.25)), _P.tiles, _part("8A8682 9A968E", (0.75, 0.9)),

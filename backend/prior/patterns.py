@@ -68,9 +68,14 @@ def clouds(p: Procedural) -> Mix:
 def patches(p: Procedural) -> Mix:
     """Two components side by side with ragged edges (rust, chipped paint, moss on stone)."""
     detail = p.fine[:, 0]
-    field = (0.7 * p.coarse[:, 1] + p.medium[:, 2] + 0.6 * detail) / 2.3
-    weight = step(0.5, 0.06, field)
+    field = (0.45 * p.coarse[:, 1] + p.medium[:, 2] + 0.8 * detail) / 2.25
+    weight = step(0.5, 0.05, field + 0.1 * (p.small_cells[:, 0] - 0.45))
     return Mix(weight, detail, weight * (0.5 + detail))
+
+
+def mottle(p: Procedural) -> Tensor:
+    """Light and dark (N,) in 0..1 within one component, in flecks a good deal smaller than patches."""
+    return 0.6 * step(0.5, 0.6, fine_fractal(p, 1)) + 0.4 * step(0.45, 0.7, p.small_cells[:, 0])
 
 
 def grains(p: Procedural) -> Mix:
@@ -89,7 +94,8 @@ def speckles(p: Procedural) -> Mix:
 def veins(p: Procedural) -> Mix:
     """Marble: thin lines where noise crosses its middle."""
     ridge = (fractal(p, 0) - 0.5).abs()
-    return Mix(1 - step(0.03, 0.06, ridge), fractal(p, 2), _flat(p))
+    line, haze = 1 - step(0.035, 0.06, ridge), 0.3 * (1 - step(0.09, 0.18, ridge))
+    return Mix(torch.maximum(line, haze), fractal(p, 2), _flat(p))
 
 
 def grain(p: Procedural) -> Mix:

@@ -2,7 +2,8 @@
 """Fit the material field (field.py) to the generator: what each word means at each point, on average.
 
 `python -m backend.prior.training.fit_field OUT --minutes 20` needs no pictures, only points: every batch draws
-prompts, materials and points afresh. Resumable: started again with the same OUT it goes on.
+prompts, materials and points afresh. Resumable: started again with the same OUT it goes on; where OUT holds but the
+weights (a copy of the shipped field.safetensors), it goes on from those.
 """
 
 from __future__ import annotations
@@ -58,15 +59,16 @@ def fit(out: Path, minutes: float, learning_rate: float, seed: int, often: tuple
     field, average = MaterialField(len(WORDS)), MaterialField(len(WORDS)).requires_grad_(False)
     optimiser = torch.optim.AdamW(field.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-4)
     facts = {"step": 0, "minutes": 0.0, "seed": seed}
-    state_file = out / "field_state.pt"
+    state_file, weights_file, facts_file = (out / f"field{r}" for r in ("_state.pt", ".safetensors", "_facts.json"))
+    if facts_file.exists():
+        facts = json.loads(facts_file.read_text())
+    if weights_file.exists():
+        field.load_state_dict({name: values.float() for name, values in load_file(weights_file).items()})
+    average.load_state_dict(field.state_dict())
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         field.load_state_dict(state["field"])
         optimiser.load_state_dict(state["optimiser"])
-        facts = json.loads((out / "field_facts.json").read_text())
-        average.load_state_dict(load_file(out / "field.safetensors"))
-    else:
-        average.load_state_dict(field.state_dict())
     generator = torch.Generator().manual_seed(seed + facts["step"])
     weights = torch.tensor(WEIGHTS)
     before, began, saved, errors = facts["minutes"], time.monotonic(), time.monotonic(), []
