@@ -36,7 +36,7 @@ def _require_room(obj: bpy.types.Object) -> None:
     if obj.data.library is not None:
         raise MeshProblem(f"The mesh of {obj.name} has no usable UVs and is linked from another file. Make it local.")
     if len(obj.data.uv_layers) >= _MOST_LAYERS:
-        raise MeshProblem(f"{obj.name} has no room for another UV layer. Delete one of the eight.")
+        raise MeshProblem(f"{obj.name} has no room for a new UV layer. Delete one of the eight.")
     if not obj.data.polygons:
         raise MeshProblem(f"The faces of {obj.name} come from a modifier that makes no UVs. Apply it, then try again.")
 

@@ -27,10 +27,11 @@ def _bold_if(missed: bool, text: str) -> str:
 
 
 SECOND_STAGE = """\
-The table is of November 21st; the optimiser has changed since. Of today's code, with the second stage (`evaluate prior
---second-stage`), on {pairs} of the pairs, all {retrieval_pairs} patterned ones among them: median CIEDE2000
-{median_ciede2000}, metallic {metallic_error_metals} (metals) and {metallic_error_dielectrics} (dielectrics), roughness
-{roughness_error}, first rank {retrieval_first_rank:.0%}.
+The table is of November 21st but for the rows of rusty iron, oxidised bronze, red brick and marble, whose materials
+changed on November 28th; the optimiser has changed since, too. Of today's optimiser, with the second stage (`evaluate
+prior --second-stage`), on {pairs} pairs (those four with the field of today, the others with the one before): median
+CIEDE2000 {median_ciede2000}, metallic {metallic_error_metals} (metals) and {metallic_error_dielectrics} (dielectrics),
+roughness {roughness_error}, first rank {retrieval_first_rank:.0%} of {retrieval_pairs}.
 """
 
 

@@ -132,7 +132,7 @@ def job_in(folder):
 def test_a_cascade_resumes_bit_for_bit_in_either_stage(two_stages, tmp_path, monkeypatch):
     run, sizes = two_stages
     baked, own = [], run_room._bake
-    monkeypatch.setattr(run_room, "_bake", lambda r: baked.append(r.state.average) or own(r))
+    monkeypatch.setattr(run_room, "_bake", lambda r, size: baked.append(r.state.average) or own(r, size))
     events = run(job_in(tmp_path / "whole"))
     assert isinstance(events[-1], protocol.Done) and events[0].total_steps == 9
     assert [shape for shape, _ in sizes] == [(2, 3, 32, 32)] * 3, "three steps of larger pictures"

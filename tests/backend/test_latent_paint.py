@@ -118,7 +118,9 @@ def test_a_run_ends_with_it_as_a_method_of_its_own(tmp_path, monkeypatch):
     assert sum(isinstance(event, protocol.Preview) for event in events) == 4, "one a step, and the start"
 
 
-@pytest.mark.parametrize(("why", "end"), [("pause", protocol.Paused), ("cancel", protocol.Cancelled)])
+@pytest.mark.parametrize(
+    ("why", "end"), [("pause", protocol.Paused), pytest.param("cancel", protocol.Cancelled, marks=pytest.mark.slow)]
+)
 def test_a_start_that_is_stopped_leaves_nothing_and_is_made_again(tmp_path, why, end):
     model = Latents()
     shelf = type("Shelf", (), {"get": lambda self, name, device: model})()

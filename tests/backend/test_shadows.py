@@ -61,6 +61,7 @@ def darkness_inside(shadows: bool) -> float:
     return 1 - float(rows[13:19].mean() / torch.cat((rows[:3], rows[-3:])).mean())
 
 
+@pytest.mark.slow
 def test_shadows_stay_out_of_the_base_colour_where_the_renderer_knows_them():
     unknown, known_to_it = darkness_inside(shadows=False), darkness_inside(shadows=True)
     print(f"the hole is darker than the rim by {unknown:.1%} without shadows and by {known_to_it:.1%} with them")

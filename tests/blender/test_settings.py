@@ -52,7 +52,9 @@ def test_control_start_and_method_reach_the_request_and_come_back(tmp_path):
         assert of(made) == ("/nets/depth", "depth", 0.5, "four_views", "none"), of(made)
         how.control_kind = "auto"
         assert settings.request_for(cube, scene, "cpu").control_kind == "", "what the folder is called says it"
+        how.guidance = "csd"
         assert settings.request_for(cube, scene, "cpu", refine=True).start == "uniform", "from maps"
+        how.guidance = "none"
         settings.take_over(plain, cube, scene)
         assert of(settings.request_for(cube, scene, "cpu")) == of(plain)
         settings.take_over(made, cube, scene)
