@@ -44,7 +44,7 @@ def recovery(told: dict) -> list[str]:
     lines = [
         f"**Known maps come back** (`evaluate recovery`: {summary['runs']} runs with a model that knows the answer,",
         f"maps and pictures of {size} x {size}, {steps[0]} to {steps[-1]} steps; [true maps above what",
-        "came back](docs/recovery.png)):",
+        "came back](docs/recovery.png)). Those of the sphere, and the fine checks on the torus, are of November 21st:",
         "",
         "| figure | measured | wanted |",
         "|---|---|---|",
