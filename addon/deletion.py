@@ -44,14 +44,15 @@ def delete(obj: bpy.types.Object, run: str) -> str:
     reason = refusal(obj, variant)
     if reason:
         raise VariantProblem(f"{reason}.")
-    name, folder, made, shared = variant.name, variants.folder_of(variant), variant.material, variant.shared
+    name, folder, shared = variant.name, variants.folder_of(variant), variant.shared
+    made = variant.material if variant.material is not None and variant.material.get(images.RUN_KEY) == run else None
     elsewhere = _file_that_uses(variant, folder)
     for other in [obj, *(variants.objects_of(run) if shared else ())]:
         variants.forget(other, run)
     needed = _needed(run, made)
     if needed:
         return f"The files of {name} stay: {needed}."
-    if made is not None and made.get(images.RUN_KEY) == run:
+    if made is not None:
         bpy.data.materials.remove(made)
     for image in list(images.find(run).values()):
         bpy.data.images.remove(image)
@@ -68,11 +69,9 @@ def _needed(run: str, made: bpy.types.Material | None) -> str:
     keeper = next(iter(variants.objects_of(run)), None)
     if keeper is not None:
         return f"it is a variant of {keeper.name} as well"
-    own = {made} if made is not None and made.get(images.RUN_KEY) == run else set()
-    for datablock in own:
-        if datablock.asset_data is not None or datablock.use_fake_user:
-            return f"its material {datablock.name} is an asset or is kept by a fake user"
-    own |= set(images.find(run).values())
+    if made is not None and (made.asset_data is not None or made.use_fake_user):
+        return f"its material {made.name} is an asset or is kept by a fake user"
+    own = {*images.find(run).values(), *([made] if made is not None else [])}
     for datablock, users in bpy.data.user_map(subset=own).items() if own else ():
         others = [user for user in users - own if user.users and user.id_type not in _LOOKING_ON]
         if others:

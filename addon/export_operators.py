@@ -8,7 +8,7 @@ from pathlib import Path
 import bpy
 from bpy.props import BoolProperty, EnumProperty, PointerProperty, StringProperty
 
-from . import bake_uvs, export, generate, images, session, variants
+from . import bake_uvs, export, generate, session, variants
 from .drawing import Sidebar, beside
 from .operators import failed
 
@@ -116,7 +116,7 @@ class PATINA_OT_mark_asset(_OfTheVariant, bpy.types.Operator):
     def execute(self, context):
         variant = variants.current(context.object)
         picture = variants.folder_of(variant) / variants.PICTURE
-        export.mark_as_asset(_shown_material(context.object, variant.run), variant.prompt, picture)
+        export.mark_as_asset(variants.shown_material(context.object), variant.prompt, picture)
         return {"FINISHED"}
 
 
@@ -187,14 +187,6 @@ def _draw_layers(layout, obj) -> None:
         column.label(text="Bake to Existing UVs")
         for layer in others:
             column.operator("patina.bake_to_uvs", text=layer, translate=False, icon="UV").layer = layer
-
-
-def _shown_material(obj: bpy.types.Object, run: str) -> bpy.types.Material:
-    """What the slot holds that `variants.current` found: the run's material or a copy made of it."""
-    slots = obj.material_slots
-    active = slots[obj.active_material_index : obj.active_material_index + 1]
-    held = (place.material for place in (*active, *slots) if place.material is not None)
-    return next(material for material in held if material.get(images.RUN_KEY) == run)
 
 
 def _folder(how: PATINA_PG_export, variant) -> Path:

@@ -51,17 +51,20 @@ def objects_of(run: str) -> list[bpy.types.Object]:
     return [obj for obj in bpy.data.objects if obj.type == "MESH" and find(obj, run) is not None]
 
 
-def current(obj: bpy.types.Object | None) -> PATINA_PG_variant | None:
-    """The variant that is on the object; the active slot is asked first."""
+def shown_material(obj: bpy.types.Object | None) -> bpy.types.Material | None:
+    """A variant's material, or a copy made of it, that is on the object; the active slot is asked first."""
     if obj is None or obj.type != "MESH":
         return None
     slots = obj.material_slots
     active = slots[obj.active_material_index : obj.active_material_index + 1]
-    for place in (*active, *slots):
-        run = place.material.get(images.RUN_KEY) if place.material is not None else None
-        if run is not None and (variant := find(obj, run)) is not None:
-            return variant
-    return None
+    held = (place.material for place in (*active, *slots) if place.material is not None)
+    return next((made for made in held if find(obj, made.get(images.RUN_KEY, "")) is not None), None)
+
+
+def current(obj: bpy.types.Object | None) -> PATINA_PG_variant | None:
+    """The variant that is on the object."""
+    made = shown_material(obj)
+    return find(obj, made[images.RUN_KEY]) if made is not None else None
 
 
 def record(obj: bpy.types.Object, place, folder: Path, made: bpy.types.Material, shared: bool = False) -> None:
