@@ -13,9 +13,11 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from .diffusion.interface import Companion, Denoiser, Scene, decode, encode
+from .diffusion.interface import Companion, Denoiser, KnowsMaterials, Scene, decode, encode
 from .guidance import GUIDANCE, GuidanceError, Look
 from .tiling import FOUR, tile, untile
+
+MOST_CALLS = 1000  # of the model in one step: there are no more timesteps
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Options:
     """What combines with every method. Raises ValueError with a sentence.
 
     guidance_scale_end: w at the end of the run, linear from the plan's; None: it stays.
-    rescale: 0..1, how far mean and contrast of the target are pulled to the conditional branch's (None: the plan's).
+    rescale: 0..1, how far mean and contrast of the target are pulled to the conditional branch's (None: the plan's;
+    the methods of the literature were published without).
     threshold_percentile: dynamic thresholding (Imagen): 0 is off, published are 0.95 to 0.995; threshold_bound is
     the most that counts as contrast (inf: unbounded, 1: a plain clamp).
     highest, lowest: timesteps as shares of all, (at the start, at the end); anneal: "sqrt" or "linear" in between;
@@ -68,7 +71,7 @@ class Options:
             raise ValueError(f"The last guidance scale is {self.guidance_scale_end}; it must lie between 0 and 200.")
         if self.rescale is not None and not 0 <= self.rescale <= 1:
             raise ValueError(f"Rescaling is {self.rescale}; it must lie between 0 and 1.")
-        if not 0 <= self.threshold_percentile < 1 or self.threshold_bound < 1:
+        if not 0 <= self.threshold_percentile < 1 or not self.threshold_bound >= 1:
             raise ValueError("Dynamic thresholding needs a percentile from 0 to 1 and a bound of at least 1.")
         for low, high in zip(self.lowest, self.highest, strict=True):
             if not 0 <= low <= high <= 1:
@@ -87,22 +90,37 @@ class Options:
             raise ValueError(f"Cameras and lights are “own” or of “dreamfusion”, not of “{self.staging}”.")
         if min(self.k_steps, self.reuse, self.inversion_steps, self.latent_steps) < 1:
             raise ValueError("k_steps, reuse, inversion_steps and latent_steps must be at least 1.")
+        if max(self.k_steps, self.inversion_steps) > MOST_CALLS:
+            raise ValueError(f"k_steps and inversion_steps must be at most {MOST_CALLS}: each is a call of the model.")
+        if not math.isfinite(self.inversion_scale) or not 0 <= self.inversion_noise <= 1:
+            raise ValueError("inversion_scale must be a number, and inversion_noise one from 0 to 1.")
 
 
-# What a method's authors chose beside the method itself; everything else is as in Options.
+# What a method's authors chose beside the method itself; everything else is as in Options. None of them rescaled.
 PUBLISHED: dict[str, dict] = {
-    "sds": {"highest": (0.98, 0.98), "lowest": (0.02, 0.02), "staging": "dreamfusion"},
-    "hifa": {"highest": (0.98, 0.3), "lowest": (0.98, 0.3)},
-    "ism": {"highest": (0.98, 0.5), "lowest": (0.02, 0.02), "anneal": "linear"},
-    "sdi": {"highest": (0.98, 0.25), "lowest": (0.98, 0.25), "anneal": "linear"},
-    "vsd": {"highest": (0.98, 0.5), "lowest": (0.02, 0.02), "anneal": "linear"},
+    "sds": {"highest": (0.98, 0.98), "lowest": (0.02, 0.02), "staging": "dreamfusion", "rescale": 0.0},
+    "csd": {"rescale": 0.0},
+    "nfsd": {"rescale": 0.0},
+    "hifa": {"highest": (0.98, 0.3), "lowest": (0.98, 0.3), "rescale": 0.0},
+    "ism": {"highest": (0.98, 0.5), "lowest": (0.02, 0.02), "anneal": "linear", "rescale": 0.0},
+    "sdi": {"highest": (0.98, 0.25), "lowest": (0.98, 0.25), "anneal": "linear", "rescale": 0.0},
+    "vsd": {"highest": (0.98, 0.5), "lowest": (0.02, 0.02), "anneal": "linear", "rescale": 0.0},
 }
+NFSD_NEGATIVE = (
+    "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy"
+)
 
 
 def published(name: str, settings: dict[str, str] | None = None) -> Options:
     """The options the method `name` was published with, where they matter to it, and what `settings` say instead: name
     of an option -> its value in words ("0.5", "true", "0.98,0.5"). Raises ValueError with a sentence."""
     return Options(**{**PUBLISHED.get(name, {}), **read_settings(Options, settings or {})})
+
+
+def negative_prompt(method: str, said: str, model: Denoiser) -> str:
+    """What `said`; for nfsd, which lives by it, the published one where nothing is, and the model reads free text."""
+    lacks = method == "nfsd" and not said.strip() and not isinstance(model, KnowsMaterials)
+    return NFSD_NEGATIVE if lacks else said
 
 
 def option_names(kind: type) -> list[str]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .diffusion.interface import Companion, Denoiser, Latent, ModelError, Prediction, Scene, Worded
+from .diffusion.view_words import other_views
 
 if TYPE_CHECKING:
     from .distillation import Options
@@ -52,14 +53,14 @@ def perpendicular(vector: Tensor, to: Tensor) -> Tensor:
     return vector - along * to
 
 
-def perp_neg(prediction: Prediction, negatives: Tensor, weights: Tensor, guidance_scale: float) -> Tensor:
-    """x0_hat pushed off x0_hats `negatives` (K, B, C, H, W) by weights (K, B), all of them below or equal 0, only
-    across the prompt's own direction (Armandpour et al. 2023)."""
+def perp_neg(prediction: Prediction, negatives: Tensor, weights: Tensor) -> Tensor:
+    """What is added to the prompt's direction e_c - e_u (B, C, H, W): off x0_hats `negatives` (K, B, C, H, W) by
+    weights (K, B), all of them below or equal 0, only across that direction (Armandpour et al. 2023)."""
     wanted = prediction.conditional - prediction.unconditional
     push = torch.zeros_like(wanted)
     for negative, weight in zip(negatives, weights, strict=True):
         push = push + weight.view(-1, 1, 1, 1) * perpendicular(negative - prediction.unconditional, wanted)
-    return prediction.unconditional + guidance_scale * (wanted + push)
+    return push
 
 
 @dataclass(frozen=True)
@@ -105,14 +106,13 @@ class Look:
         """(x0_hat with guidance, x0_hat of the prompt alone)."""
         scale = self.guidance_scale
         prediction = self.predict(noisy, timestep, guided=scale != 1 or self.options.perp_neg)
+        pushed = scale * self.off_other_views(noisy, timestep, prediction)
+        return classifier_free(prediction, scale) + pushed, prediction.conditional
+
+    def off_other_views(self, noisy: Tensor, timestep: Tensor, prediction: Prediction) -> Tensor | float:
+        """Perp-Neg's part of the prompt's direction, where it is asked for; else 0. Raises GuidanceError."""
         if not self.options.perp_neg:
-            return classifier_free(prediction, scale), prediction.conditional
-        negatives, weights = self._other_views(noisy, timestep)
-        return perp_neg(prediction, negatives, weights, scale), prediction.conditional
-
-    def _other_views(self, noisy: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        from .diffusion.view_words import other_views
-
+            return 0.0
         scene = self.scene
         if not isinstance(self.model, Worded) or scene.azimuth_deg is None or scene.elevation_deg is None:
             raise GuidanceError(
@@ -122,7 +122,7 @@ class Look:
         others = other_views(scene.azimuth_deg.tolist(), scene.elevation_deg.tolist())
         negatives = [self.model.predict_words(noisy, timestep, scene, words) for words, _ in others]
         weights = [torch.tensor(weight, device=noisy.device, dtype=noisy.dtype) for _, weight in others]
-        return torch.stack(negatives), torch.stack(weights)
+        return perp_neg(prediction, torch.stack(negatives), torch.stack(weights))
 
 
 @dataclass(frozen=True)
@@ -160,13 +160,15 @@ def csd(look: Look) -> Target:
     if look.options.negative_prompt and isinstance(look.model, Worded):
         nothing = look.words(look.noisy, look.timestep, "nothing")
         against = nothing + look.progress * (against - nothing)
-    moved = look.guidance_scale * (prediction.conditional - against)
+    pushed = look.off_other_views(look.noisy, look.timestep, prediction)
+    moved = look.guidance_scale * (prediction.conditional - against + pushed)
     return Target(look.x0 + moved, prediction.conditional, shift=True)
 
 
 def nfsd(look: Look) -> Target:
     """Noise-free score distillation (Katzir et al. 2023): d = delta_D + w (e_c - e_u), where delta_D is e_u at small
-    timesteps and e_u - e_negative at others. The noise itself never enters at the others."""
+    timesteps and e_u - e_negative at others. The noise itself never enters at the others. Without a negative prompt
+    nothing is left of delta_D there: distillation.negative_prompt has the published one."""
     noisy, timestep = look.noisy, look.timestep
     alpha_bar = look.alpha_bar(timestep)
     conditional = look.predict(noisy, timestep, guided=False).conditional
@@ -176,7 +178,8 @@ def nfsd(look: Look) -> Target:
     small = (timestep < NFSD_SMALL * len(look.model.alphas_cumprod)).view(-1, 1, 1, 1).to(noisy.device)
     # In x0: -gamma (e_u - e_negative) = u - negative.
     domain = torch.where(small, -gamma * noise_in(noisy, nothing, alpha_bar), nothing - negative)
-    return Target(look.x0 + domain + look.guidance_scale * (conditional - nothing), conditional, shift=True)
+    wanted = conditional - nothing + look.off_other_views(noisy, timestep, Prediction(conditional, nothing))
+    return Target(look.x0 + domain + look.guidance_scale * wanted, conditional, shift=True)
 
 
 def hifa(look: Look) -> Target:

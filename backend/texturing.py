@@ -28,6 +28,7 @@ from . import (
 )
 from .diffusion.interface import Denoiser, Resting
 from .diffusion.likeness import Clip
+from .distillation import negative_prompt
 from .mesh import load_job_mesh
 from .models import ModelShelf, pick_device, second_stage, set_control, set_memory
 from .optimisation import Plan
@@ -54,11 +55,13 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
     set_control(model, request.control, request.control_kind, request.control_strength)
     memory = planning.memory_of(request)
     set_memory(model, memory)
-    warnings = list(model.set_prompt(request.prompt, request.negative_prompt))
+    negative = negative_prompt(request.guidance, request.negative_prompt, model)
+    warnings = list(model.set_prompt(request.prompt, negative))
     second = second_stage(request.second_stage, device) if request.second_stage else None
     if second is not None:
         set_memory(second, memory)
-        warnings += second.set_prompt(request.prompt, request.negative_prompt)
+        negative = negative_prompt(request.guidance, request.negative_prompt, second)
+        warnings += second.set_prompt(request.prompt, negative)
     likeness = planning.likeness_of(request)
     clip = models.clip(likeness.clip_model, device)
     if request.reference and clip is None:

@@ -165,7 +165,8 @@ def test_timesteps_follow_the_options():
     lowest = [part.amin(1).float().std() for part in spread]
     assert lowest[0] > 1.8 * lowest[1], "drawn alone, a batch may leave out a part of the range"
     for name in GUIDANCE:
-        assert published(name) == Options() or name in ("sds", "hifa", "ism", "sdi", "vsd")
+        assert (published(name) == Options()) == (name in ("clamped", "k_step"))
+        assert published(name).rescale == (None if name in ("clamped", "k_step") else 0.0)
 
 
 def test_the_scale_moves_from_its_start_to_its_end():
@@ -184,6 +185,10 @@ def test_the_scale_moves_from_its_start_to_its_end():
         ({"anneal": "cubic"}, "not “cubic”"),
         ({"weighting": "heavy"}, "no weighting “heavy”; there are sds, uniform"),
         ({"k_steps": 0}, "must be at least 1"),
+        ({"k_steps": 100000}, "at most 1000: each is a call"),
+        ({"threshold_bound": math.nan}, "a bound of at least 1"),
+        ({"inversion_scale": math.nan}, "inversion_scale must be a number"),
+        ({"inversion_noise": -1.0}, "inversion_noise one from 0 to 1"),
     ],
 )
 def test_wrong_options_are_refused_in_a_sentence(wrong, sentence):

@@ -2,15 +2,19 @@
 """Every guidance against closed forms: Gaussian priors, mixtures, a model that knows the noise."""
 
 import dataclasses
+import math
+import types
 
 import priors_for_tests as priors
 import pytest
 import torch
 from priors_for_tests import LINEAR, Believes, Gaussian, Mixture, Truthful, antithetic, gain
 
-from backend import guidance
+from addon import protocol
+from backend import guidance, optimisation, planning
+from backend.diffusion import view_words
 from backend.diffusion.interface import Prediction
-from backend.distillation import WEIGHTINGS, Options, take_aim
+from backend.distillation import NFSD_NEGATIVE, WEIGHTINGS, Options, negative_prompt, take_aim
 from backend.guidance import GUIDANCE
 
 # Mean and deviation without and with the prompt (research.md 1.5), and of a negative one.
@@ -283,14 +287,89 @@ def test_perp_neg_pushes_only_across_the_prompts_direction():
     generator = torch.Generator().manual_seed(5)
     c, u, n1, n2 = (torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(4))
     prediction, none = Prediction(c, u), torch.zeros(2, 2, dtype=torch.float64)
-    without = guidance.perp_neg(prediction, torch.stack((n1, n2)), none, 5.0)
-    assert torch.allclose(without, guidance.classifier_free(prediction, 5.0))
+    assert not guidance.perp_neg(prediction, torch.stack((n1, n2)), none).any()
     weights = torch.tensor([[-1.5, -0.5], [0.0, -2.0]], dtype=torch.float64)
-    pushed = guidance.perp_neg(prediction, torch.stack((n1, n2)), weights, 5.0) - without
+    pushed = guidance.perp_neg(prediction, torch.stack((n1, n2)), weights)
     assert ((pushed * (c - u)).sum((1, 2, 3)).abs() < 1e-9).all(), "the prompt's own direction is untouched"
     assert ((pushed[0] * (n1 - u)[0]).sum() < 0) and ((pushed[1] * (n2 - u)[1]).sum() < 0)
-    same = guidance.perp_neg(prediction, torch.stack((c, c)), weights, 5.0)
-    assert torch.allclose(same, without), "a negative that means the prompt has no say"
+    same = guidance.perp_neg(prediction, torch.stack((c, c)), weights)
+    assert same.abs().max() < 1e-9, "a negative that means the prompt has no say"
+
+
+class KnowsViews:
+    """A Denoiser whose pictures are constant: 0.3 in red with the prompt, nothing without; each view word in green."""
+
+    name, alphas_cumprod = "views", LINEAR
+    guidance_scale, render_size = 7.5, 64
+    green = {"front view": 0.1, "side view": 0.2, "back view": 0.4, "overhead view": 0.8}
+
+    def predict(self, noisy, timestep, scene, guided=True):
+        return Prediction(noisy * 0 + torch.tensor([0.3, 0, 0]).view(3, 1, 1), noisy * 0)
+
+    def predict_words(self, noisy, timestep, scene, words):
+        green = torch.tensor([self.green.get(word, 0.0) for word in words]).view(-1, 1, 1, 1)
+        return noisy * 0 + green * torch.tensor([0, 1.0, 0]).view(3, 1, 1)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_perp_neg_pushes_every_method_off_the_wrong_views(name):
+    """Seen from the side: off the front, hardly off the back, by the published weights."""
+    x0 = torch.zeros(2, 3, 2, 2, dtype=torch.float64)
+    scene = types.SimpleNamespace(azimuth_deg=torch.tensor([45.0, 45.0]), elevation_deg=torch.tensor([0.0, 80.0]))
+    moved = []
+    for push in (False, True):
+        look = priors.look(KnowsViews(), x0, x0, 500, 4.0, Options(perp_neg=push, k_steps=1, inversion_noise=0.0))
+        look = dataclasses.replace(look, scene=scene, companion=Believes(small(), PAINTED))
+        moved.append(GUIDANCE[name](look).x0)
+    level, above = (moved[1] - moved[0]).mean((2, 3))
+    weight = 4 * math.exp(-0.25) - 2.426  # of the front and of the side alike, halfway between them
+    assert level.tolist() == pytest.approx([0, -4 * weight * (0.1 + 0.2), 0], abs=1e-6)
+    assert above.abs().max() < 1e-9, "no words are wrong from above"
+
+
+@pytest.mark.parametrize("name", ["csd", "nfsd"])
+def test_the_literatures_methods_run_as_published(name):
+    """Where the prompt says nothing new, nothing moves: a rescaled target would leave x0 for the model's own picture.
+    As the product runs them, by plan and step."""
+    model = Gaussian(PROMPT, PROMPT, PROMPT)
+    model.guidance_scale, model.render_size = 7.5, 4
+    plan = planning.make_plan(protocol.TextureRequest("x", guidance=name), model)
+    state = types.SimpleNamespace(generator=torch.Generator().manual_seed(0), companion=None)
+    gbuffer = types.SimpleNamespace(coverage=torch.ones(2, 4, 4))
+    x0 = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1)) - 0.5
+    aim = optimisation._aim(x0, state, plan, model, types.SimpleNamespace(gbuffer=gbuffer), 0.0)
+    small = aim.time < guidance.NFSD_SMALL
+    moved = aim.gradient(x0).abs().amax((1, 2, 3))
+    assert moved[~small].max() < 1e-6 and (~small).any()
+    ours = dataclasses.replace(plan, options=Options())
+    aim = optimisation._aim(x0, state, ours, model, types.SimpleNamespace(gbuffer=gbuffer), 0.0)
+    assert aim.gradient(x0).abs().max() > 0.01, "this test can see it"
+
+
+def test_nfsd_brings_its_negative_prompt_where_none_is_given():
+    assert negative_prompt("nfsd", " ", small()) == NFSD_NEGATIVE
+    assert negative_prompt("nfsd", "mud", small()) == "mud" and negative_prompt("csd", "", small()) == ""
+    knows = type("Knows", (), {"believed_material": lambda self, scene: None})()
+    assert negative_prompt("nfsd", "", knows) == "", "a model that reads materials only"
+
+
+def test_perp_negs_words_and_weights_are_the_published_ones():
+    def decay(scale, offset, r):
+        return max(0.0, scale * math.exp(-0.5 * r) + offset)
+
+    azimuths = [0.0, 45.0, 90.0, 135.0, 180.0, -45.0, 270.0, 45.0]
+    (first, second) = view_words.other_views(azimuths, [0.0] * 7 + [85.0])
+    assert first[0] == ("front view", "front view", *["side view"] * 3, "front view", "side view", "front view")
+    assert second[0] == ("side view", "side view", *["front view"] * 3, "side view", "front view", "side view")
+    half = -decay(4, -2.426, 0.5)
+    assert first[1] == pytest.approx(
+        [-decay(4, -2.426, 1), half, -decay(1, -0.606, 1), -decay(1, -0.606, 0.5), -decay(1, -0.606, 0), half,
+         -decay(1, -0.606, 1), 0], abs=1e-9
+    )  # fmt: skip
+    assert second[1] == pytest.approx(
+        [-decay(4, -2.426, 0), half, -decay(1, 0.967, 1), -decay(1, 0.967, 0.5), -decay(1, 0.967, 0), half,
+         -decay(1, 0.967, 1), 0], abs=1e-9
+    )  # fmt: skip
 
 
 def test_methods_that_need_other_words_say_so():
