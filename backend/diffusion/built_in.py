@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -25,6 +26,14 @@ FIRST, SECOND = "unet", "second_unet"  # 64 px and 128 px
 # small errors would add up over the steps. So words hold: half of what the picture says counts, up to what the material
 # varies by (base colour, metallic, roughness).
 PULL, REACH = 0.5, (0.05, 0.05, 0.05, 0.1, 0.1)
+
+
+def checksum(folder: Path = WEIGHTS) -> str:
+    """Of the weights, short: figures that were made with others are another model's."""
+    told = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        told.update(path.read_bytes())
+    return told.hexdigest()[:12]
 
 
 class BuiltInPrior:

@@ -31,7 +31,9 @@ from addon.protocol import JobFolder, TextureRequest
 
 from .. import ggx_tables, lighting, material, optimisation, picture, planning, seams, starts, views
 from .. import run as run_room
+from ..diffusion import built_in
 from ..diffusion.interface import Denoiser, ModelError
+from ..distillation import negative_prompt
 from ..guidance import GUIDANCE
 from ..mesh import Mesh, load_job_mesh, save_job_mesh
 from ..models import ModelShelf
@@ -67,7 +69,7 @@ def _options(name: str, beside: str = "", scale: float | None = None, **options:
     return Configuration(name, "options" if scale is None else "options under exaggeration", request, beside)
 
 
-STRONG = "w = 3"
+STRONG, NEGATIVE = "w = 3", "w = 2"
 CONFIGURATIONS = (
     Configuration("default", "guidance"),
     *(Configuration(name, "guidance", {"guidance": name}) for name in GUIDANCE if name != "clamped"),
@@ -79,10 +81,12 @@ CONFIGURATIONS = (
     _options("timesteps 0.02 to 0.98 throughout", highest="0.98,0.98", lowest="0.02,0.02"),
     _options("timesteps down to 0.02 to 0.3", highest="0.98,0.3", lowest="0.3,0.02"),
     _options("timesteps annealed linearly", anneal="linear"),
-    Configuration("negative prompt", "options", {"negative_prompt": "black rubber"}),
+    # With a negative prompt the built-in model's own w is 2.
+    Configuration("negative prompt", "options", {"negative_prompt": "black rubber"}, NEGATIVE),
     _options("perp_neg", perp_neg="true"),
     _options("joint 2x2 views", joint_views="true"),
     _options("deep image prior", deep_image_prior="true"),
+    _options(NEGATIVE, scale=2.0),
     _options(STRONG, scale=3.0),
     _options("w = 3, no rescale", STRONG, 3.0, rescale="0"),
     _options("w = 3, full rescale", STRONG, 3.0, rescale="1"),
@@ -219,7 +223,7 @@ def textured(request: TextureRequest, kind: str, model: Denoiser) -> tuple[Tenso
     plan = replace(planning.make_plan(request, model), finest=SIZE)
     pool = pool_of(model, request.prompt, kind, plan.seed, plan.options.staging, plan.render_size)
     began = time.process_time()
-    model.set_prompt(request.prompt, request.negative_prompt)
+    model.set_prompt(request.prompt, negative_prompt(request.guidance, request.negative_prompt, model))
     plan = replace(planning.make_plan(request, model), finest=SIZE)  # a negative prompt has a say in w
     state = optimisation.new_state(plan, torch.device("cpu"))
     optimisation.add_companion(state, plan, model)
@@ -266,7 +270,7 @@ class Results:
     told: dict[str, object]
 
     @staticmethod
-    def of(path: Path, settings: dict[str, int]) -> Results:
+    def of(path: Path, settings: dict[str, int | str]) -> Results:
         """Raises ValueError where the file was made with other settings."""
         told = {"settings": settings, "refused": {}, "rows": [], "view_words": {}, "baked_light": {}}
         if path.exists():
@@ -336,7 +340,8 @@ def main(arguments: list[str]) -> int:
     if min(options.seeds, options.steps, options.views) < 1:
         parser.error("--seeds, --steps and --views must be at least 1.")
     try:
-        results = Results.of(options.json, {"steps": options.steps, "views": options.views})
+        settings = {"steps": options.steps, "views": options.views, "prior": built_in.checksum()}
+        results = Results.of(options.json, settings)
     except ValueError as error:
         parser.error(str(error))
     began, shelf = time.monotonic(), ModelShelf()

@@ -67,7 +67,7 @@ def test_the_table_marks_what_is_beyond_two_errors_and_says_on_which_side():
     rows += [row("better", *place, 0.7 + 0.02 * number) for number, place in enumerate(places)]
     rows += [row("the same", *place, 1.1 + (-1) ** number) for number, place in enumerate(places)]
     told = {
-        "settings": {"steps": 24, "views": 2}, "rows": rows, "refused": {"mute": "It cannot."},
+        "settings": {"steps": 24, "views": 2, "prior": "abc"}, "rows": rows, "refused": {"mute": "It cannot."},
         "view_words": {"sds": {"right": 5, "places": 6, "margin": -0.1}},
         "baked_light": {"sds": {"pixels": {"wanted": 0.5, "not": 0.1}}},
     }  # fmt: skip
@@ -147,15 +147,19 @@ def test_it_goes_on_where_it_was_broken_off(quick, tmp_path):
     assert ablation.main(arguments) == 0 and len(quick) == count, "nothing is made twice"
 
 
-def test_runs_of_other_settings_are_not_mixed(quick, tmp_path, capsys):
+def test_runs_of_other_settings_or_weights_are_not_mixed(quick, tmp_path, capsys, monkeypatch):
     file = tmp_path / "a.json"
     assert ablation.main(["--json", str(file), "--minutes", "-1", "--steps", "7"]) == 0
     for wrong in (["--steps", "8"], ["--steps", "7", "--views", "0"]):
         with pytest.raises(SystemExit):
             ablation.main(["--json", str(file), "--minutes", "-1", *wrong])
     said = capsys.readouterr().err
-    assert "holds runs with {'steps': 7, 'views': 2}, not with {'steps': 8, 'views': 2}" in said
+    assert "holds runs with {'steps': 7, 'views': 2," in said and "not with {'steps': 8, 'views': 2," in said
     assert "must be at least 1" in said and not quick
+    monkeypatch.setattr(ablation.built_in, "checksum", lambda: "of other weights")
+    with pytest.raises(SystemExit):
+        ablation.main(["--json", str(file), "--minutes", "-1", "--steps", "7"])
+    assert "'prior': 'of other weights'" in capsys.readouterr().err
 
 
 # --- what is measured -------------------------------------------------------------------------
