@@ -32,6 +32,10 @@ from .unseen import nearest_seen
 AZIMUTH_DEG, ELEVATION_DEG, HALF_FOV_DEG = (0.0, 90.0, 180.0, 270.0), 20.0, 15.0
 EARLIEST = 0.02  # of the timesteps: where sampling ends
 SHARPNESS = 4.0  # how much a view that looks straight at a texel counts before others
+NOTHING_SEEN = (
+    "None of the four views shows enough of the object to be projected back onto it; the base color stays that of one "
+    "material. Begin with uniform instead."
+)
 BLOB = 0.3  # of a cell's width: how wide the grey blob is that a picture may begin with
 
 
@@ -143,7 +147,7 @@ def project(painted: Painted, colors: Tensor, triangles: Triangles, where: Texel
             (colors[inside], colors.new_ones(int(inside.sum()), 1)), dim=1
         )
         read = shown.read(known.T.reshape(1, 4, size, size))
-        share = torch.where(shown.seen & (read[:, 3] > 0.5), shown.facing.clamp(min=0) ** SHARPNESS, 0.0)
+        share = torch.where(shown.seen & (read[:, 3] > 0.5), shown.facing**SHARPNESS, 0.0)
         total += share[:, None] * read[:, :3] / read[:, 3:].clamp(min=1e-6)
         weight += share
     return total / weight.clamp(min=1e-12)[:, None], weight
@@ -152,7 +156,9 @@ def project(painted: Painted, colors: Tensor, triangles: Triangles, where: Texel
 def settle(maps: LearnableMaps, colors: Tensor, weight: Tensor, where: Texels) -> None:
     """Make colours (K, 3) the base colour of the maps; texels without weight take the nearest one's that has some."""
     colors, hidden = colors.clone(), weight <= 0
-    if hidden.any() and not hidden.all():
+    if hidden.all():
+        return
+    if hidden.any():
         colors[hidden] = colors[~hidden][nearest_seen(where.position, hidden)]
     image = colors.new_zeros(where.size**2, 3).index_copy(0, where.index, colors).view(where.size, where.size, 3)
     filled = fill_uncovered(image.cpu(), material.coverage(where).cpu()).to(colors)

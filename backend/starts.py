@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from addon import protocol
 
 from addon.protocol import Event
 
@@ -91,6 +92,9 @@ def _paint_four_views(run: Run, stop_asked: Callable[[], str | None]) -> Iterato
     painted = yield from _told(work, run, "Painting four views", stop_asked)
     where = material.texels(run.mesh, maps.pyramid[-1].shape[-1], run.device)
     colors = four_views.base_color_of(painted, surface, tables)
+    if not bool((known[1] > 0).any()):
+        run.warnings.append(four_views.NOTHING_SEEN)
+        yield protocol.Warning(four_views.NOTHING_SEEN)
     known = four_views.project(painted, colors, run.pool.triangles, where)
     for each in (maps, run.state.average):
         four_views.settle(each, *known, where)
