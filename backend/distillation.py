@@ -22,7 +22,7 @@ from .tiling import FOUR, tile, untile
 class Options:
     """What combines with every method. Raises ValueError with a sentence.
 
-    guidance_scale_end: w at the end of the run, linear from the plan's; None: it stays.
+    guidance_scale_end: w at the end of each stage, linear from the plan's; None: it stays.
     rescale: 0..1, how far mean and contrast of the target are pulled to the conditional branch's (None: the plan's).
     threshold_percentile: dynamic thresholding (Imagen): 0 is off, published are 0.95 to 0.995; threshold_bound is
     the most that counts as contrast (inf: unbounded, 1: a plain clamp).

@@ -55,7 +55,8 @@ def mesh():
 def painted_by(model, mesh, options=None):
     generator = torch.Generator().manual_seed(0)
     options = options or Options(grid_steps=2)
-    work = four_views.paint(model, Triangles.of(mesh), SURFACE, TABLES, 1.0, options, PATTERN, generator)
+    arguments = SURFACE, TABLES, 1.0, options, PATTERN, generator, model.render_size
+    work = four_views.paint(model, Triangles.of(mesh), *arguments)
     return oracle.result_of(work)
 
 
@@ -105,7 +106,6 @@ def test_what_is_hidden_behind_the_object_is_not_painted_through_it(mesh, monkey
     assert wrong.float().mean() < 0.1, "more than what lies within a pixel of the outline"
 
 
-def test_the_maps_take_the_colours_and_hidden_texels_their_neighbours(mesh):
 def known_of(mesh, size=128):
     """(the colours found, how much is known, the colours wanted) of a mesh's texels."""
     stored = oracle.image(coloured, SIDE)
@@ -164,6 +164,7 @@ def test_where_nothing_is_known_the_first_material_stays_and_it_is_said(mesh, tm
     assert color.min() > 60, "painted black"
 
 
+def test_the_maps_take_the_colours_and_hidden_texels_their_neighbours(mesh):
     where = material.texels(mesh, SIDE)
     maps = material.new_maps(SIDE)
     with torch.no_grad():
@@ -196,6 +197,11 @@ def test_where_the_pictures_begin(mesh):
     model.background = 0.5
     painted_by(model, mesh, Options(grid_steps=3, grid_strength=0.5))
     assert [time for *_, time in asked] == [499, 259, 19]
+    model.background = 1.0
+    whole, same, less = (
+        painted_by(model, mesh, Options(grid_steps=3, guidance_scale_end=end)).pictures for end in (None, 1, 0.5)
+    )
+    assert torch.equal(whole, same) and not torch.allclose(whole, less, atol=0.05)
 
 
 def test_as_the_fast_method_and_as_a_warm_start(tmp_path, monkeypatch):
@@ -212,6 +218,10 @@ def test_as_the_fast_method_and_as_a_warm_start(tmp_path, monkeypatch):
     assert "Painting four views" in stages and all(
         event.fraction <= 1 for event in events if isinstance(event, protocol.Progress)
     )
+    asked.clear()
+    smaller = job_in(tmp_path / "smaller")
+    list(texturing.run(replace(request, render_size=24), smaller, shelf, lambda: None))
+    assert {shape for shape, tiles, _ in asked if tiles} == {(1, 3, 24, 24)}, "who has little memory asked for less"
     warm = replace(request, guidance="clamped", steps=2, views=2)
     plan = planning.make_plan(warm, Tiled(known, 32))
     assert plan.options.highest == (0.5, 0.5) and plan.all_detail_at == 0 and plan.steps == 2
