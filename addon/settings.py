@@ -240,6 +240,14 @@ def request_for(
     render_size = how.render_size
     if refine and how.guidance == NO_GUIDANCE:
         raise SettingsProblem("Without guidance there is nothing that refines. Choose one under Advanced.")
+    if how.guidance == NO_GUIDANCE and how.second_stage:
+        raise SettingsProblem(
+            "Without guidance there is nothing that Stage 2 goes on by. Choose one under Advanced, or empty Stage 2."
+        )
+    if how.guidance == NO_GUIDANCE and what.reference.image is not None:
+        raise SettingsProblem(
+            "Without guidance nothing follows the reference picture. Choose one under Advanced, or remove the picture."
+        )
     if 0 < render_size < 16:
         raise SettingsProblem("Render Size must be 0 (as Quality says) or at least 16 pixels.")
     try:

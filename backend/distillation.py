@@ -24,7 +24,7 @@ MOST_CALLS = 1000  # of the model in one step: there are no more timesteps
 class Options:
     """What combines with every method. Raises ValueError with a sentence.
 
-    guidance_scale_end: w at the end of the run, linear from the plan's; None: it stays.
+    guidance_scale_end: w at the end of each stage, linear from the plan's; None: it stays.
     rescale: 0..1, how far mean and contrast of the target are pulled to the conditional branch's (None: the plan's;
     the methods of the literature were published without).
     threshold_percentile: dynamic thresholding (Imagen): 0 is off, published are 0.95 to 0.995; threshold_bound is

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Four views painted together and projected back onto the object: a base colour in one go (Instant3D, Sber).
 
-The views stand at azimuth 0, 90, 180 and 270, 20 degrees up, tiled 2 x 2 to one picture of the model's own size; a
-model that looks at the geometry paints each by itself. The pictures are taken for the object under an even white world.
-Alone this is the fast method, else what a distillation begins with.
+The views stand at azimuth 0, 90, 180 and 270, 20 degrees up, tiled 2 x 2 to one picture of the size that the model is
+shown; a model that looks at the geometry paints each by itself. The pictures are taken for the object under an even
+white world. Alone this is the fast method, else what a distillation begins with.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from . import lighting, material
 from .cameras import FULL_VIEW_MARGIN, Cameras, look_at
 from .diffusion.interface import Denoiser, Latent, Scene, decode, encode
-from .distillation import Options
+from .distillation import Options, guidance_scale
 from .ggx_tables import GgxTables
 from .guidance import add_noise, classifier_free, noise_in
 from .maps import fill_uncovered
@@ -32,6 +32,10 @@ from .unseen import nearest_seen
 AZIMUTH_DEG, ELEVATION_DEG, HALF_FOV_DEG = (0.0, 90.0, 180.0, 270.0), 20.0, 15.0
 EARLIEST = 0.02  # of the timesteps: where sampling ends
 SHARPNESS = 4.0  # how much a view that looks straight at a texel counts before others
+NOTHING_SEEN = (
+    "None of the four views shows enough of the object to be projected back onto it; the base color stays that of one "
+    "material. Begin with uniform instead."
+)
 BLOB = 0.3  # of a cell's width: how wide the grey blob is that a picture may begin with
 
 
@@ -55,13 +59,14 @@ def cameras_of() -> Cameras:
 @torch.no_grad()
 def paint(
     model: Denoiser, triangles: Triangles, surface: Tensor, tables: GgxTables, scale: float, options: Options,
-    pattern: tuple[float, Tensor], generator: torch.Generator,
+    pattern: tuple[float, Tensor], generator: torch.Generator, asked_size: int,
 ) -> Generator[None, None, Painted]:  # fmt: skip
-    """The four views as `model` paints them with guidance `scale`, from renders of the stored values `surface` (7,) or
-    from blobs (options.grid_start), by deterministic DDIM. Yields after each of the options.grid_steps."""
+    """The four views as `model` paints them in pictures of `asked_size` pixels with guidance `scale`, from renders of
+    the stored values `surface` (7,) or from blobs (options.grid_start), by deterministic DDIM. Yields after each of the
+    options.grid_steps."""
     together = not getattr(model, "sees_geometry", True)
     device = triangles.positions.device
-    size = model.render_size // 2 if together else model.render_size
+    size = asked_size // 2 if together else asked_size
     cameras = cameras_of()
     gbuffer = gather(triangles, cameras, [look(triangles, cameras, index, size) for index in range(len(cameras))])
     scene = Scene(
@@ -104,8 +109,9 @@ def _denoise(
     rows = clean.new_ones(len(clean), dtype=torch.long)
     noise = torch.randn(clean.shape, generator=generator).to(clean)
     noisy = add_noise(clean, noise, alphas_cumprod[rows * times[0]])
-    for now, after in zip(times.tolist(), [*times.tolist()[1:], None], strict=True):
-        x0_hat = classifier_free(model.predict(noisy, rows * now, scene, guided=scale != 1), scale)
+    for step, (now, after) in enumerate(zip(times.tolist(), [*times.tolist()[1:], None], strict=True)):
+        w = guidance_scale(scale, options, step / options.grid_steps)
+        x0_hat = classifier_free(model.predict(noisy, rows * now, scene, guided=w != 1), w)
         if not isinstance(model, Latent):
             x0_hat = x0_hat.clamp(-1, 1)
         if after is not None:
@@ -143,16 +149,19 @@ def project(painted: Painted, colors: Tensor, triangles: Triangles, where: Texel
             (colors[inside], colors.new_ones(int(inside.sum()), 1)), dim=1
         )
         read = shown.read(known.T.reshape(1, 4, size, size))
-        share = torch.where(shown.seen & (read[:, 3] > 0.5), shown.facing.clamp(min=0) ** SHARPNESS, 0.0)
+        share = torch.where(shown.seen & (read[:, 3] > 0.5), shown.facing**SHARPNESS, 0.0)
         total += share[:, None] * read[:, :3] / read[:, 3:].clamp(min=1e-6)
         weight += share
     return total / weight.clamp(min=1e-12)[:, None], weight
 
 
 def settle(maps: LearnableMaps, colors: Tensor, weight: Tensor, where: Texels) -> None:
-    """Make colours (K, 3) the base colour of the maps; texels without weight take the nearest one's that has some."""
+    """Make colours (K, 3) the base colour of the maps; texels without weight take the nearest one's that has some.
+    Where none has, nothing is known and the maps stay as they are."""
     colors, hidden = colors.clone(), weight <= 0
-    if hidden.any() and not hidden.all():
+    if hidden.all():
+        return
+    if hidden.any():
         colors[hidden] = colors[~hidden][nearest_seen(where.position, hidden)]
     image = colors.new_zeros(where.size**2, 3).index_copy(0, where.index, colors).view(where.size, where.size, 3)
     filled = fill_uncovered(image.cpu(), material.coverage(where).cpu()).to(colors)

@@ -26,16 +26,17 @@ LEARNING_RATE = 0.03
 
 def paint(
     model: Denoiser, triangles: Triangles, face_mask: Tensor, method: str, scale: float, views: int, steps: int,
-    options: Options, generator: torch.Generator,
+    options: Options, generator: torch.Generator, asked_size: int,
 ) -> Iterator[Tensor]:  # fmt: skip
-    """The latent texture (1, C, SIDE, SIDE) after each of `steps` steps; row 0 is v = 0. Raises GuidanceError."""
+    """The latent texture (1, C, SIDE, SIDE) after each of `steps` steps; row 0 is v = 0. `asked_size`: pixels
+    of the pictures whose latents the views are. Raises GuidanceError."""
     if not isinstance(model, Latent):
         raise GuidanceError(f"“{model.name}” paints pixels and has no latents. Begin with uniform or four_views.")
     if getattr(model, "control", None) is not None:
         raise GuidanceError("Latent-Paint takes no control. Leave the control out, or begin with four_views instead.")
     device = triangles.positions.device
-    # One flat picture of the model's size says how many latents it has, and what an empty one is.
-    empty = model.encode(torch.zeros(1, 3, model.render_size, model.render_size, device=device))
+    # One flat picture says how many latents it has, and what an empty one is.
+    empty = model.encode(torch.zeros(1, 3, asked_size, asked_size, device=device))
     size = empty.shape[-1]
     pool = new_pool(triangles, face_mask, size, generator)
     # Nearly grey: what no view ever sees is then no noise in the end.

@@ -94,7 +94,8 @@ class GBuffer:
     view (N,), pixel (N,) flat index into B*H*W; position (N, 3); geometric_normal (N, 3) unit, of
     the triangle's plane; normal (N, 3) interpolated and not normalised, as Cycles does; tangent
     (N, 4) with the bitangent sign last; uv (N, 2); footprint (N,) longer axis of the pixel's
-    ellipse in uv units; to_camera (N, 3) unit; coverage (B, H, W). Normals face the camera.
+    ellipse in uv units; to_camera (N, 3) unit; back (N,) bool, where the triangle turns its back on the
+    camera; coverage (B, H, W). Normals face the camera.
     """
 
     view: Tensor
@@ -106,6 +107,7 @@ class GBuffer:
     uv: Tensor
     footprint: Tensor
     to_camera: Tensor
+    back: Tensor
     coverage: Tensor
 
     def picture(self, values: Tensor, background: Tensor) -> Tensor:
@@ -158,8 +160,8 @@ def gather(triangles: Triangles, cameras: Cameras, pictures: list[Visibility]) -
     to_camera = torch.nn.functional.normalize(cameras.position[view] - position, dim=1)
     normal, tangent = at(triangles.normals), at(triangles.tangents)
     # Blender shades back faces with the flipped normal.
-    facing = (geometric_normal * to_camera).sum(1, keepdim=True)
-    side = torch.where(facing < 0, -1.0, 1.0)
+    back = (geometric_normal * to_camera).sum(1) < 0
+    side = torch.where(back, -1.0, 1.0)[:, None]
     return GBuffer(
         view=view,
         pixel=index,
@@ -170,6 +172,7 @@ def gather(triangles: Triangles, cameras: Cameras, pictures: list[Visibility]) -
         uv=at(triangles.uvs),
         footprint=_footprint(triangles, cameras, view, triangle, bary, pixel, size),
         to_camera=to_camera,
+        back=back,
         coverage=_coverage(packed),
     )
 

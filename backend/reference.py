@@ -89,6 +89,7 @@ class Reference:
         """(N,) 0..1: how far the picture says what the G-buffer's points look like."""
         scene = self.scene
         normal = torch.nn.functional.normalize(gbuffer.normal, dim=1)
+        normal = torch.where(gbuffer.back[:, None], -normal, normal)  # the G-buffer's faces its own camera
         shown = show(scene.gbuffer, scene.cameras, 0, gbuffer.position, normal)
         return torch.where(shown.seen, shown.read(self.share)[:, 0], 0.0)
 
@@ -137,6 +138,14 @@ def _rgba(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image.convert("RGBA"), np.float32) / 255)
 
 
+def _shrunk(whole: Tensor, size: int) -> Tensor:
+    """(1, 4, size, size) of display values and alpha (1, 4, S, S). A pixel counts by its alpha: what is transparent has
+    a colour too, most often black, and no say in its neighbours'."""
+    counted = torch.cat((whole[:, :3] * whole[:, 3:], whole[:, 3:]), dim=1)
+    colors, alpha = torch.nn.functional.interpolate(counted, size=(size, size), mode="area").split((3, 1), dim=1)
+    return torch.cat((colors / alpha.clamp(min=1e-6), alpha), dim=1)
+
+
 def camera_of(view: dict[str, float]) -> Cameras:
     """The camera that TextureRequest.reference_view means; the object fits the unit sphere."""
     half_fov = math.radians(view.get("fov_deg", FOV_DEG) / 2)
@@ -152,8 +161,8 @@ def new(
     """The picture in `path`, finer than the pictures of `render_size` that the model sees where it is: what it shows is
     then settled in all detail that the maps have. Raises ProtocolError."""
     device, whole = triangles.positions.device, read(path)[None]
-    size = min(whole.shape[3], max(2 * render_size, FINE))
-    whole = torch.nn.functional.interpolate(whole.to(device), size=(size, size), mode="area")
+    whole = _shrunk(whole.to(device), min(whole.shape[3], max(2 * render_size, FINE)))
+    size = whole.shape[3]
     cameras = camera_of(view)
     gbuffer = gather(triangles, cameras, [look(triangles, cameras, 0, size)])
     # What the picture leaves open, and the object's edge, say nothing.

@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from addon import protocol
 from addon.protocol import Event
 
 from . import four_views, ggx_tables, held, latent_paint, material, optimisation, planning
-from .distillation import Options
 from .guidance import TRAINED
 from .run import Run, preview, progress
 
@@ -86,12 +85,16 @@ def _paint_four_views(run: Run, stop_asked: Callable[[], str | None]) -> Iterato
     surface = material.stored_values(maps.volumes[0].detach().flatten())
     pattern = plan.pattern_scale, optimisation.pattern_offset(plan.seed)
     work = four_views.paint(
-        run.model, run.pool.triangles, surface, tables, plan.guidance_scale, plan.options, pattern, run.state.generator
-    )
+        run.model, run.pool.triangles, surface, tables, plan.guidance_scale, plan.options, pattern, run.state.generator,
+        planning.asked_size(run.request, run.model),
+    )  # fmt: skip
     painted = yield from _told(work, run, "Painting four views", stop_asked)
     where = material.texels(run.mesh, maps.pyramid[-1].shape[-1], run.device)
     colors = four_views.base_color_of(painted, surface, tables)
     known = four_views.project(painted, colors, run.pool.triangles, where)
+    if not bool((known[1] > 0).any()):
+        run.warnings.append(four_views.NOTHING_SEEN)
+        yield protocol.Warning(four_views.NOTHING_SEEN)
     for each in (maps, run.state.average):
         four_views.settle(each, *known, where)
 
@@ -102,12 +105,12 @@ def _paint_latents(run: Run, stop_asked: Callable[[], str | None]) -> Iterator[E
     where = material.texels(run.mesh, maps.pyramid[-1].shape[-1], run.device)
     known = torch.ones(len(where.index), device=run.device)
     method = GRADIENT_OF_LATENTS if plan.guidance in (planning.NO_GUIDANCE, *TRAINED) else plan.guidance
-    # It begins with noise, whatever the distillation behind it begins with.
-    options = replace(plan.options, highest=Options.highest, lowest=Options.lowest)
+    # It begins with noise: only the distillation behind it is a warm start.
+    options = planning.options_of(run.request)
     mask = torch.from_numpy(run.mesh.face_mask)
     steps = latent_paint.paint(
         run.model, run.pool.triangles, mask, method, plan.guidance_scale, plan.views, options.latent_steps, options,
-        run.state.generator,
+        run.state.generator, planning.asked_size(run.request, run.model),
     )  # fmt: skip
     for texture in steps:
         why = stop_asked()

@@ -49,7 +49,7 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
     "cancel", "pause" or "host gone". Raises MeshError, PromptError, ModelError, ProtocolError, OSError.
     """
     began = time.monotonic()
-    planning.check_guidance(request)
+    planning.check(request)
     device = pick_device(request.device)
     model = shelf.get(request.model, device)
     set_control(model, request.control, request.control_kind, request.control_strength)
@@ -69,6 +69,7 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
     loaded = time.monotonic()
     mesh = load_job_mesh(job.mesh)
     plan = planning.make_plan(request, model)
+    warnings += planning.warnings_of(request, plan, model, second)
     state = optimisation.new_state(plan, device)
     optimisation.add_companion(state, plan, model)
     start_maps = held.read_start(job) if request.start_maps else None

@@ -135,6 +135,7 @@ def flat_points(count: int, views: int, steepest_deg: float, generator: torch.Ge
         uv=torch.zeros(count, 2),
         footprint=torch.zeros(count),
         to_camera=torch.stack((flat * around.cos(), flat * around.sin(), height), dim=1),
+        back=torch.zeros(count, dtype=torch.bool),
         coverage=torch.zeros(1, 1, 1),
     )
 

@@ -8,6 +8,8 @@ import priors_for_tests as priors
 import pytest
 import torch
 
+from addon import protocol
+from backend import planning
 from backend.diffusion.interface import Prediction
 from backend.distillation import (
     Options,
@@ -217,6 +219,7 @@ class Halving:
     """A latent model: latents are half the picture's size; it wants every latent to be 0.25, and loses detail."""
 
     name, sees_geometry, alphas_cumprod = "halving", False, priors.COSINE.float()
+    render_size, guidance_scale = 8, 1.0
 
     def __init__(self):
         self.asked = []
@@ -259,9 +262,10 @@ def test_joint_views_are_painted_as_one_picture():
     eight = torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     assert torch.equal(untile(tile(eight)), eight)
     model = Halving()
-    x0, found = aim(model, options=Options(joint_views=True), count=6)
+    plan = planning.make_plan(protocol.TextureRequest(prompt="x", options={"joint_views": "true"}), model)
+    x0, found = aim(model, options=plan.options, count=6, size=plan.render_size)
     shape, scene = model.asked[0]
-    assert shape == (2, 3, 8, 8) and scene.size == 16 and scene.azimuth_deg is None
+    assert shape == (2, 3, 4, 4) and scene.size == model.render_size and scene.azimuth_deg is None
     assert found.picture.shape == x0.shape and found.weight.shape == (6,)
     assert found.weight[:4].unique().numel() == 1, "views of one picture share its timestep"
     model.sees_geometry = True

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Four views painted together: a known texture comes back where they see it, and only there."""
 
+import json
 from dataclasses import replace
 
+import numpy as np
 import oracle_for_tests as oracle
 import pytest
 import shapes_for_tests as shapes
 import torch
+from PIL import Image
 from test_oracle import smooth
 from test_texturing import job_in
 
@@ -52,7 +55,8 @@ def mesh():
 def painted_by(model, mesh, options=None):
     generator = torch.Generator().manual_seed(0)
     options = options or Options(grid_steps=2)
-    work = four_views.paint(model, Triangles.of(mesh), SURFACE, TABLES, 1.0, options, PATTERN, generator)
+    arguments = SURFACE, TABLES, 1.0, options, PATTERN, generator, model.render_size
+    work = four_views.paint(model, Triangles.of(mesh), *arguments)
     return oracle.result_of(work)
 
 
@@ -102,6 +106,64 @@ def test_what_is_hidden_behind_the_object_is_not_painted_through_it(mesh, monkey
     assert wrong.float().mean() < 0.1, "more than what lies within a pixel of the outline"
 
 
+def known_of(mesh, size=128):
+    """(the colours found, how much is known, the colours wanted) of a mesh's texels."""
+    stored = oracle.image(coloured, SIDE)
+    triangles, where = Triangles.of(mesh), material.texels(mesh, SIDE)
+    painted = painted_by(oracle.Oracle(oracle.from_image(stored), size), mesh)
+    points = four_views.base_color_of(painted, SURFACE, TABLES)
+    row, column = where.index // SIDE, where.index % SIDE
+    return *four_views.project(painted, points, triangles, where), stored[:3, SIDE - 1 - row, column].T
+
+
+def turned_over(arrays):
+    """The same surface with its front where its back was."""
+    over = {name: part[:, ::-1].copy() if part.ndim > 1 else part for name, part in arrays.items()}
+    return shapes.job_arrays(over["positions"], -over["normals"], over["uvs"])
+
+
+def test_a_sheet_that_shows_its_back_is_painted_there():
+    """Blender shades back faces, so pictures show them."""
+    for arrays in (turned_over(shapes.grid()), turned_over(shapes.torus(24, 12))):
+        found, weight, wanted = known_of(shapes.mesh_of(arrays))
+        seen = weight > 0
+        quality = oracle.psnr(found[seen], wanted[seen])
+        print(f"{quality:.1f} dB on {float(seen.float().mean()):.0%} of the texels")
+        assert quality > 30 and seen.float().mean() > 0.5
+
+
+def test_the_far_side_of_something_thin_does_not_take_the_near_sides_colours():
+    """The far side is nearer to the near one than a pixel can tell."""
+    up = shapes.moved(shapes.grid(), 1.0, (0, 0, 0.005))
+    down = shapes.moved(turned_over(shapes.grid()), 1.0, (0, 0, -0.005))
+    for part, offset in ((up, 0.0), (down, 0.5)):
+        part["uvs"] = part["uvs"] * np.float32([0.5, 1]) + np.float32([offset, 0])
+    mesh = shapes.mesh_of(shapes.together(up, down))
+    _, weight, _ = known_of(mesh, 64)
+    above = material.texels(mesh, SIDE).position[:, 2] > 0
+    assert not (weight[~above] > 0).any() and (weight[above] > 0).float().mean() > 0.8
+
+
+def test_where_nothing_is_known_the_first_material_stays_and_it_is_said(mesh, tmp_path, monkeypatch):
+    where, maps = material.texels(mesh, SIDE), material.new_maps(SIDE)
+    four_views.settle(maps, torch.zeros(len(where.index), 3), torch.zeros(len(where.index)), where)
+    assert all(not level.any() for level in maps.pyramid)
+    monkeypatch.setattr(object_start, "FIT_STEPS", 20)
+    model = Tiled(lambda gbuffer: SURFACE.expand(len(gbuffer.uv), 7), 32)
+    shelf = type("Shelf", (), {"get": lambda self, name, device: model})()
+    request = protocol.TextureRequest(
+        prompt="x", texture_size=512, start="four_views", guidance="none", device="cpu", options={"grid_steps": "2"}
+    )
+    wire = shapes.grid()
+    wire["positions"] *= np.float32([1, 0.004, 1])  # so thin that it fills no pixel
+    job = job_in(tmp_path / "wire", wire)
+    events = list(texturing.run(request, job, shelf, lambda: None))
+    told = [event.message for event in events if isinstance(event, protocol.Warning)]
+    assert four_views.NOTHING_SEEN in told and four_views.NOTHING_SEEN in json.loads(job.report.read_text())["warnings"]
+    color = np.asarray(Image.open(job.path / events[-1].maps["base_color"])).reshape(-1, 3)
+    assert color.min() > 60, "painted black"
+
+
 def test_the_maps_take_the_colours_and_hidden_texels_their_neighbours(mesh):
     where = material.texels(mesh, SIDE)
     maps = material.new_maps(SIDE)
@@ -135,6 +197,11 @@ def test_where_the_pictures_begin(mesh):
     model.background = 0.5
     painted_by(model, mesh, Options(grid_steps=3, grid_strength=0.5))
     assert [time for *_, time in asked] == [499, 259, 19]
+    model.background = 1.0
+    whole, same, less = (
+        painted_by(model, mesh, Options(grid_steps=3, guidance_scale_end=end)).pictures for end in (None, 1, 0.5)
+    )
+    assert torch.equal(whole, same) and not torch.allclose(whole, less, atol=0.05)
 
 
 def test_as_the_fast_method_and_as_a_warm_start(tmp_path, monkeypatch):
@@ -151,6 +218,10 @@ def test_as_the_fast_method_and_as_a_warm_start(tmp_path, monkeypatch):
     assert "Painting four views" in stages and all(
         event.fraction <= 1 for event in events if isinstance(event, protocol.Progress)
     )
+    asked.clear()
+    smaller = job_in(tmp_path / "smaller")
+    list(texturing.run(replace(request, render_size=24), smaller, shelf, lambda: None))
+    assert {shape for shape, tiles, _ in asked if tiles} == {(1, 3, 24, 24)}, "who has little memory asked for less"
     warm = replace(request, guidance="clamped", steps=2, views=2)
     plan = planning.make_plan(warm, Tiled(known, 32))
     assert plan.options.highest == (0.5, 0.5) and plan.all_detail_at == 0 and plan.steps == 2

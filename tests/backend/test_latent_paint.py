@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Latent-Paint: a latent texture takes what the model wants of the views, and is decoded once."""
 
+from dataclasses import replace
+
 import oracle_for_tests as oracle
 import pytest
 import shapes_for_tests as shapes
@@ -9,7 +11,7 @@ import toy_models
 from test_texturing import job_in
 
 from addon import protocol
-from backend import latent_paint, material, starts, texturing
+from backend import latent_paint, material, object_start, starts, texturing
 from backend.diffusion import families
 from backend.diffusion.interface import Prediction
 from backend.distillation import Options
@@ -57,7 +59,7 @@ def test_the_texture_takes_what_the_model_wants_in_the_objects_frame():
     model, generator = Latents(), torch.Generator().manual_seed(0)
     mask = torch.from_numpy(mesh.face_mask)
     options = Options(weighting="uniform")
-    steps = latent_paint.paint(model, Triangles.of(mesh), mask, "clamped", 1.0, 4, 250, options, generator)
+    steps = latent_paint.paint(model, Triangles.of(mesh), mask, "clamped", 1.0, 4, 250, options, generator, 128)
     *_, texture = steps
     assert texture.shape == (1, 4, 64, 64) and model.decodings == 0, "the autoencoder has no part in it"
     where = material.texels(mesh, 64)
@@ -96,7 +98,7 @@ def test_the_linear_preview_is_the_autoencoders(family, grey, first, tmp_path):
 def test_models_without_latents_and_controls_are_refused():
     triangles = Triangles.of(shapes.mesh_of(shapes.torus(16, 8)))
     pixels = oracle.Oracle(lambda gbuffer: None)
-    arguments = triangles, torch.ones(256), "sds", 1.0, 2, 2, Options(), torch.Generator()
+    arguments = triangles, torch.ones(256), "sds", 1.0, 2, 2, Options(), torch.Generator(), 64
     with pytest.raises(GuidanceError, match="“oracle” paints pixels and has no latents. Begin with uniform"):
         next(latent_paint.paint(pixels, *arguments))
     model = Latents()
@@ -116,6 +118,23 @@ def test_a_run_ends_with_it_as_a_method_of_its_own(tmp_path, monkeypatch):
     assert isinstance(events[-1], protocol.Done) and events[0].total_steps == 0
     assert "Painting latents" in [event.stage for event in events if isinstance(event, protocol.Progress)]
     assert sum(isinstance(event, protocol.Preview) for event in events) == 4, "one a step, and the start"
+
+
+def test_it_takes_the_size_and_the_timesteps_that_were_asked_for(tmp_path, monkeypatch):
+    model, seen, own = Latents(), [], latent_paint.paint
+    monkeypatch.setattr(object_start, "FIT_STEPS", 5)
+    monkeypatch.setattr(latent_paint, "paint", lambda *arguments: seen.append(arguments) or own(*arguments))
+    shelf = type("Shelf", (), {"get": lambda self, name, device: model})()
+    request = protocol.TextureRequest(prompt="x", texture_size=512, start="latent_paint", guidance="none", device="cpu")
+    said = {"latent_steps": "2", "highest": "0.4,0.3", "lowest": "0.2,0.1"}
+    encoded = []
+    monkeypatch.setattr(Latents, "encode", lambda self, picture, own=Latents.encode: (
+        encoded.append(picture.shape[-1]) or own(self, picture)))
+    list(texturing.run(replace(request, render_size=64, options=said), job_in(tmp_path / "said"), shelf, lambda: None))
+    assert (seen[0][7].highest, seen[0][7].lowest) == ((0.4, 0.3), (0.2, 0.1)) and set(encoded) == {64}
+    once = replace(request, guidance="sdi", steps=1, views=1, render_size=32, options={"latent_steps": "1"})
+    list(texturing.run(once, job_in(tmp_path / "once"), shelf, lambda: None))
+    assert seen[1][7].highest == seen[1][7].lowest == (0.98, 0.25), "from noise, and by the method's own timesteps"
 
 
 @pytest.mark.parametrize(

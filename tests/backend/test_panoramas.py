@@ -86,7 +86,7 @@ def test_a_white_metal_shows_what_sampling_finds(roughness, limit, lamp, sharpne
     gbuffer = GBuffer(
         view=flat.long(), pixel=torch.arange(count), position=normal, geometric_normal=normal, normal=normal,
         tangent=torch.cat((tangent, torch.ones(count, 1)), 1), uv=normal[:, :2], footprint=flat, to_camera=to_camera,
-        coverage=torch.ones(1, 1, count),
+        back=flat > 0, coverage=torch.ones(1, 1, count),
     )  # fmt: skip
     metal = SurfaceMaps(torch.ones(count, 3), torch.ones(count), torch.full((count,), roughness))
     found = shade(gbuffer, metal, lights, ggx_tables.load())

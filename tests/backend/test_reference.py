@@ -83,6 +83,37 @@ def test_other_views_are_let_in_nearest_azimuths_first(painted):
     assert ranges == [45.0, 112.5, 180.0, 180.0]
 
 
+def test_a_sheet_that_the_picture_shows_is_settled_from_behind_too():
+    """Its two sides have one texture."""
+    front = shapes.grid()
+    upright = np.float32([[1, 0, 0], [0, 0, -1], [0, 1, 0]])  # to the front, as the picture sees it
+    for turn in (upright, upright * np.float32([-1, -1, 1])[:, None]):
+        triangles = Triangles.of(shapes.mesh_of(
+            shapes.job_arrays(front["positions"] @ turn.T, front["normals"] @ turn.T, front["uvs"])
+        ))  # fmt: skip
+        camera = reference.camera_of({})
+        gbuffer = gather(triangles, camera, [look(triangles, camera, 0, SIZE)])
+        scene = reference.Scene(gbuffer, None, SIZE, 1.0, torch.zeros(3), cameras=camera)
+        seen = reference.Reference(torch.zeros(1, 3, SIZE, SIZE), torch.ones(1, 1, SIZE, SIZE), scene)
+        for azimuth in (0.0, 180.0):
+            camera = reference.camera_of({"azimuth_deg": azimuth})
+            points = gather(triangles, camera, [look(triangles, camera, 0, SIZE)])
+            assert len(points.uv) > 300 and seen.covers(points).mean() > 0.8, azimuth
+
+
+@pytest.mark.parametrize("behind", [(0, 0, 0), (0, 255, 0)])
+def test_what_is_cut_out_has_no_say_in_the_outline(tmp_path, behind):
+    """Most programs leave black where a picture is transparent; some what was there."""
+    row, column = np.mgrid[:256, :256]
+    cut = np.full((256, 256, 4), (*behind, 0), np.uint8)
+    cut[(column - 128) ** 2 + (row - 128) ** 2 < 75**2] = 250, 200, 100, 255
+    Image.fromarray(cut).save(tmp_path / "cut.png")
+    made = reference.new(tmp_path / "cut.png", {}, Triangles.of(shapes.mesh_of(shapes.sphere(24, 12))), SIZE)
+    partly = (made.share > 0) & (made.share < 1)
+    found = made.picture.permute(0, 2, 3, 1)[partly[:, 0]] * 127.5 + 127.5
+    assert partly.sum() > 100 and (found - torch.tensor([250.0, 200.0, 100.0])).abs().max() < 0.1
+
+
 def test_the_view_is_the_one_that_was_said():
     camera = reference.camera_of({"azimuth_deg": 90.0, "elevation_deg": 0.0, "distance": 3.0, "fov_deg": 40.0})
     assert torch.allclose(camera.position, torch.tensor([[3.0, 0.0, 0.0]]), atol=1e-5)

@@ -34,7 +34,8 @@ def points(count, seed=0, lowest_cosine=0.25):
     return GBuffer(
         view=torch.arange(count), pixel=torch.arange(count), position=0.5 * normal, geometric_normal=normal,
         normal=normal, tangent=torch.cat((tangent, sign), dim=1), uv=torch.zeros(count, 2, dtype=WIDE),
-        footprint=zero, to_camera=to_camera, coverage=torch.ones(count, 1, 1, dtype=WIDE),
+        footprint=zero, to_camera=to_camera, back=zero > 0,
+        coverage=torch.ones(count, 1, 1, dtype=WIDE),
     )  # fmt: skip
 
 

@@ -55,6 +55,18 @@ def test_control_start_and_method_reach_the_request_and_come_back(tmp_path):
         how.guidance = "csd"
         assert settings.request_for(cube, scene, "cpu", refine=True).start == "uniform", "from maps"
         how.guidance = "none"
+        def refused():
+            try:
+                settings.request_for(cube, scene, "cpu")
+            except settings.SettingsProblem as problem:
+                return str(problem)
+        how.second_stage = "built-in"
+        assert "nothing that Stage 2 goes on by" in refused()
+        how.second_stage = ""
+        cube.patina.reference.image = bpy.data.images.new("seen", 16, 16)
+        assert "nothing follows the reference picture" in refused()
+        cube.patina.reference.image = None
+        assert refused() is None
         settings.take_over(plain, cube, scene)
         assert of(settings.request_for(cube, scene, "cpu")) == of(plain)
         settings.take_over(made, cube, scene)
