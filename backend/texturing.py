@@ -52,12 +52,10 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
     device = pick_device(request.device)
     model = shelf.get(request.model, device)
     set_control(model, request.control, request.control_kind, request.control_strength)
-    memory = planning.memory_of(request)
-    set_memory(model, memory)
-    warnings = list(model.set_prompt(request.prompt, request.negative_prompt))
     second = second_stage(request.second_stage, device) if request.second_stage else None
+    set_memory((model,) if second is None else (model, second), planning.memory_of(request))
+    warnings = list(model.set_prompt(request.prompt, request.negative_prompt))
     if second is not None:
-        set_memory(second, memory)
         warnings += second.set_prompt(request.prompt, request.negative_prompt)
     likeness = planning.likeness_of(request)
     clip = models.clip(likeness.clip_model, device)

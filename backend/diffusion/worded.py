@@ -97,11 +97,21 @@ class WordedModel(ABC):
         dicts, lists and tuples)."""
         return shown
 
+    def spares(self) -> tuple[str, ...]:
+        """As interface.Sparing says."""
+        cuts = all(sharing.can_slice_attention(module) for module in self._own_networks())
+        slicing, tiling = ("attention_slicing",) * cuts, ("vae_tiling",) * hasattr(self, "vae")
+        return ("rows", "offload", *slicing, *tiling)
+
+    def _own_networks(self) -> list[torch.nn.Module]:
+        """Those that are asked, without the autoencoder."""
+        return [module for module in self.modules() if module is not getattr(self, "vae", None)]
+
     def set_memory(self, memory: Memory) -> None:
         """As interface.Sparing says."""
         for module in self._streamed:
             sharing.stop_streaming(module)
-        networks = [module for module in self.modules() if module is not getattr(self, "vae", None)]
+        networks = self._own_networks()
         self._streamed = ()
         if memory.offload == "blocks":
             self._send(networks, "cpu")
