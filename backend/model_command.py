@@ -60,7 +60,7 @@ def listed() -> list[dict]:
             continue
         facts, problem = facts_or_id(path), ""
         try:
-            check(path, hashes=False)
+            check(path, thorough=False)
         except ModelError as error:
             problem = str(error)
         use = presets[facts["id"]].use if facts["id"] in presets else ""
@@ -82,7 +82,7 @@ def _list() -> None:
     for path in fetched():
         facts = facts_or_id(path)
         try:
-            state = check(path, hashes=False).pipeline
+            state = check(path, thorough=False).pipeline
         except ModelError as error:
             state = str(error)
         print(f"{facts['id']}: {size_of(path) / 1e9:.2f} GB, {facts.get('licence', 'unknown')}; {state}")

@@ -107,18 +107,21 @@ def facts_or_id(path: Path) -> dict:
         return {"id": path.name.replace("--", "/", 1)}
 
 
-def check(path: Path, hashes: bool = True) -> folder.ModelFolder:
+def check(path: Path, thorough: bool = True) -> folder.ModelFolder:
     """The model or ControlNet in `path` (its class is then the pipeline), whole and as it was published where that is
-    known. Raises ModelError."""
+    known. Not `thorough`: by its files' names, sizes and settings alone. Raises ModelError."""
     for name, (size, digest) in facts_of(path).get("files", {}).items():
         file = path / name
         if not file.is_file() or file.stat().st_size != size:
             raise ModelError(f"The model is not complete: {file} is missing or cut off. Pull it again.")
-        if hashes and digest and sha256_of(file) != digest:
+        if thorough and digest and sha256_of(file) != digest:
             raise ModelError(f"{file} is not what was published: it is damaged. Pull it again.")
-    if folder.is_control(path):
-        return folder.ModelFolder(path, folder.check_control(path), {}, {})
-    return folder.read(path)
+    check_control, check_model = folder.check_control, folder.read
+    if thorough:
+        from .diffusion import control, families  # they bring the libraries along, which takes seconds
+
+        check_control, check_model = control.check, families.check
+    return folder.ModelFolder(path, check_control(path), {}, {}) if folder.is_control(path) else check_model(path)
 
 
 def size_of(path: Path) -> int:
