@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import pkgutil
 import shutil
 import signal
@@ -103,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
                          help="four_views: four pictures painted together; latent_paint: a texture of latents; with "
                          "--guidance none that is all")
     texture.add_argument("--steps", type=int, help="optimiser steps; without it what the quality says")
+    texture.add_argument("--views", type=int, help="pictures a step; without it what the quality says")
+    texture.add_argument("--render-size", type=int, metavar="PIXELS",
+                         help="width of the pictures; without it what the model was made for")
     texture.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default=defaults.device)
     texture.add_argument("--format", choices=protocol.FILE_FORMATS, default=defaults.file_format)
     texture.add_argument("--bit-depth", type=int, help="of the maps: 8 or 16 in png, 16 or 32 in exr (half, float)")
@@ -197,6 +201,8 @@ def _texture(options: argparse.Namespace) -> int:
         control_kind=options.control_kind,
         control_strength=options.control_strength,
         steps=options.steps,
+        views=options.views,
+        render_size=options.render_size,
         pattern_scale=options.pattern_scale,
         device=options.device,
         file_format=options.format,
@@ -251,7 +257,7 @@ def _settings(given: list[str]) -> dict[str, str]:
 
 def _model_named(name: str) -> str:
     """A model's folder by its whole path: the job may be resumed from elsewhere."""
-    return str(Path(name).absolute()) if name not in ("", protocol.BUILT_IN_MODEL) and Path(name).exists() else name
+    return str(Path(name).absolute()) if name not in ("", protocol.BUILT_IN_MODEL) and os.path.exists(name) else name
 
 
 def _new_job_folder(out: Path) -> Path:

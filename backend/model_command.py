@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from addon import protocol
 
@@ -15,6 +16,7 @@ from .model_fetch import pull
 from .model_store import (
     CONTROL_PRESETS,
     PRESETS,
+    SECOND_STAGE_PRESETS,
     check,
     facts_or_id,
     fetched,
@@ -24,6 +26,7 @@ from .model_store import (
     is_partly_here,
     remove,
     size_of,
+    use_of,
 )
 
 
@@ -50,44 +53,44 @@ def main(arguments: argparse.Namespace) -> int:
 
 def listed() -> list[dict]:
     """The built-in model, those fetched and those that could be: id, licence, use, gigabytes, here, problem. No
-    controls: what stands here can be chosen as a model."""
+    controls: what stands here can be chosen as a model or a second stage."""
     rows = [
         {"id": protocol.BUILT_IN_MODEL, "licence": "Apache-2.0", "use": "materials by its own words", "gigabytes": 0.0}
     ]
-    presets = {preset.id: preset for preset in PRESETS}
     for path in fetched():
         if folder.is_control(path):
             continue
-        facts, problem = facts_or_id(path), ""
-        try:
-            check(path, hashes=False)
-        except ModelError as error:
-            problem = str(error)
-        use = presets[facts["id"]].use if facts["id"] in presets else ""
+        facts = facts_or_id(path)
+        use, problem = _use_and_problem(path, facts["id"])
         size = round(size_of(path) / 1e9, 2)
         licence = str(facts.get("licence", "unknown"))
         rows.append({"id": facts["id"], "licence": licence, "use": use, "gigabytes": size})
         rows[-1]["problem"] = problem
     here = {row["id"] for row in rows}
     rows = [{"here": True, "problem": "", **row} for row in rows]
-    for preset in PRESETS:
+    for preset in (*PRESETS, *SECOND_STAGE_PRESETS):
         if preset.id not in here:
             row = {"id": preset.id, "licence": preset.licence, "use": preset.use, "gigabytes": preset.gigabytes}
             rows.append({"here": False, "problem": "", **row})
     return rows
 
 
+def _use_and_problem(path: Path, identifier: str) -> tuple[str, str]:
+    """What a fetched model can be used for, and why it cannot (empty where it can)."""
+    try:
+        return use_of(identifier, check(path, thorough=False).pipeline), ""
+    except ModelError as error:
+        return use_of(identifier, ""), str(error)
+
+
 def _list() -> None:
     print(f"{protocol.BUILT_IN_MODEL}: comes with Patina, Apache-2.0; materials by its own words")
     for path in fetched():
         facts = facts_or_id(path)
-        try:
-            state = check(path, hashes=False).pipeline
-        except ModelError as error:
-            state = str(error)
-        print(f"{facts['id']}: {size_of(path) / 1e9:.2f} GB, {facts.get('licence', 'unknown')}; {state}")
+        use, problem = _use_and_problem(path, facts["id"])
+        print(f"{facts['id']}: {size_of(path) / 1e9:.2f} GB, {facts.get('licence', 'unknown')}; {problem or use}")
     print(f"To fetch, with their licences (into {home()}):")
     here = ids()
-    for preset in (*PRESETS, *CONTROL_PRESETS):
+    for preset in (*PRESETS, *SECOND_STAGE_PRESETS, *CONTROL_PRESETS):
         if preset.id not in here:
             print(f"  {preset.id}: about {preset.gigabytes:g} GB, {preset.licence}; {preset.use}")

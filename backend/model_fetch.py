@@ -18,7 +18,7 @@ from addon import protocol
 
 from .diffusion import folder
 from .diffusion.interface import ModelError
-from .model_store import CONTROL_PRESETS, FACTS, PRESETS, alone, check, facts_of, place, sha256_of, size_of
+from .model_store import FACTS, alone, check, facts_of, place, preset, sha256_of, size_of
 
 FETCHED = re.compile(r"\.(safetensors|json|txt|model|jinja)$")
 _PIECE = re.compile(r"-(\d{5})-of-(\d{5})\.")  # of weights in several files
@@ -30,8 +30,8 @@ def pull(identifier: str, accept: bool, tell=print) -> Path:
     hub, info = _ask_hub(identifier)
     wanted = _wanted_files(hub, identifier, info)
     total = sum(size or 0 for size, _ in wanted.values())
-    known = (preset.licence for preset in (*PRESETS, *CONTROL_PRESETS) if preset.id == identifier)
-    licence = next(known, None) or _licence(info)
+    known = preset(identifier)
+    licence = known.licence if known else _licence(info)
     tell(f"{identifier}: {total / 1e9:.1f} GB, licence: {licence}")
     if not accept:
         raise ModelError(f"Nothing was fetched. Read the licence at {_address(hub, identifier)}, then add --accept.")

@@ -23,6 +23,7 @@ from .diffusion.interface import ModelError
 
 FACTS = "patina.json"  # in a fetched model's folder: where it is from, and what it has to hold
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+LONGEST = 96  # characters of an id; the hub's own limit
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,42 @@ PRESETS = (
     Preset("DeepFloyd/IF-I-XL-v1.0", "DeepFloyd IF: research only (ask first)", "64 px pictures, from 12 GB", 18),
 )
 
+# Models that go on where another one ended (--second-stage).
+SECOND_STAGE_PRESETS = (
+    Preset("DeepFloyd/IF-II-L-v1.0", "DeepFloyd IF: research only (ask first)",
+           "second stage: 256 px pictures, from 12 GB", 12),
+)  # fmt: skip
+
 # ControlNets (--control); the id says whether they look at depth or normals.
 CONTROL_PRESETS = (
-    Preset("lllyasviel/control_v11f1p_sd15_depth", "CreativeML Open RAIL-M", "depth, for SD 1.5", 0.7),
-    Preset("lllyasviel/control_v11p_sd15_normalbae", "CreativeML Open RAIL-M", "normals, for SD 1.5", 0.7),
-    Preset("diffusers/controlnet-depth-sdxl-1.0", "CreativeML Open RAIL++-M", "depth, for SDXL", 2.5),
+    Preset("lllyasviel/control_v11f1p_sd15_depth", "CreativeML Open RAIL-M", "control: depth, for SD 1.5", 0.7),
+    Preset("lllyasviel/control_v11p_sd15_normalbae", "CreativeML Open RAIL-M", "control: normals, for SD 1.5", 0.7),
+    Preset("diffusers/controlnet-depth-sdxl-1.0", "CreativeML Open RAIL++-M", "control: depth, for SDXL", 2.5),
     Preset("stabilityai/stable-diffusion-3.5-large-controlnet-depth", "Stability AI Community (ask first)",
-           "depth, for SD 3.5 Large", 8.6),
+           "control: depth, for SD 3.5 Large", 8.6),
 )  # fmt: skip
+
+
+# What models beside the presets can be used for, by class.
+USES = {
+    "IFPipeline": "64 px pictures",
+    "IFSuperResolutionPipeline": "second stage",
+    "ControlNetModel": "control, for SD or SDXL",
+    "SD3ControlNetModel": "control, for SD 3",
+    "ZImageControlNetModel": "control, for Z-Image",
+}
+
+
+def preset(identifier: str) -> Preset | None:
+    """The preset with this id, whatever it is for."""
+    every = (*PRESETS, *SECOND_STAGE_PRESETS, *CONTROL_PRESETS)
+    return next((one for one in every if one.id == identifier), None)
+
+
+def use_of(identifier: str, kind: str) -> str:
+    """What the model with this id, of this pipeline or class ("": unknown), can be used for, in a few words."""
+    known = preset(identifier)
+    return known.use if known else USES.get(kind, "general" if kind else "")
 
 
 def home() -> Path:
@@ -60,26 +89,31 @@ def home() -> Path:
     return Path(chosen) if chosen else Path.home() / ".cache" / "patina" / "models"
 
 
+def is_id(name: str) -> bool:
+    """Whether `name` is written as the hub's ids are."""
+    return bool(IDENTIFIER.fullmatch(name)) and ".." not in name and len(name) <= LONGEST
+
+
 def place(identifier: str) -> Path:
     """The folder of the model with this hub id. Raises ModelError for what is no id."""
-    if not IDENTIFIER.fullmatch(identifier) or ".." in identifier:
+    if not is_id(identifier):
         raise ModelError(f"“{identifier}” is no model id; one looks like owner/name.")
     return home() / identifier.replace("/", "--")
 
 
 def find(name: str) -> Path | None:
     """The folder that a request means by `name`: a path, or the id of a model that was fetched."""
-    path = Path(name).expanduser()
-    if path.exists():
-        return path.absolute()
-    if IDENTIFIER.fullmatch(name) and (place(name) / FACTS).is_file():
+    path = os.path.expanduser(name)
+    if os.path.exists(path):  # of which pathlib's raises for a name that no disk can hold
+        return Path(path).absolute()
+    if is_id(name) and (place(name) / FACTS).is_file():
         return place(name)
     return None
 
 
 def is_partly_here(name: str) -> bool:
     """Whether `name` is the id of a model whose fetching broke off."""
-    return bool(IDENTIFIER.fullmatch(name)) and ".." not in name and place(name).is_dir() and find(name) is None
+    return is_id(name) and place(name).is_dir() and find(name) is None
 
 
 def fetched() -> list[Path]:
@@ -107,18 +141,21 @@ def facts_or_id(path: Path) -> dict:
         return {"id": path.name.replace("--", "/", 1)}
 
 
-def check(path: Path, hashes: bool = True) -> folder.ModelFolder:
+def check(path: Path, thorough: bool = True) -> folder.ModelFolder:
     """The model or ControlNet in `path` (its class is then the pipeline), whole and as it was published where that is
-    known. Raises ModelError."""
+    known. Not `thorough`: by its files' names, sizes and settings alone. Raises ModelError."""
     for name, (size, digest) in facts_of(path).get("files", {}).items():
         file = path / name
         if not file.is_file() or file.stat().st_size != size:
             raise ModelError(f"The model is not complete: {file} is missing or cut off. Pull it again.")
-        if hashes and digest and sha256_of(file) != digest:
+        if thorough and digest and sha256_of(file) != digest:
             raise ModelError(f"{file} is not what was published: it is damaged. Pull it again.")
-    if folder.is_control(path):
-        return folder.ModelFolder(path, folder.check_control(path), {}, {})
-    return folder.read(path)
+    check_control, check_model = folder.check_control, folder.read
+    if thorough:
+        from .diffusion import control, families  # they bring the libraries along, which takes seconds
+
+        check_control, check_model = control.check, families.check
+    return folder.ModelFolder(path, check_control(path), {}, {}) if folder.is_control(path) else check_model(path)
 
 
 def size_of(path: Path) -> int:

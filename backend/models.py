@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import asdict
+import os
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -68,8 +69,22 @@ def set_control(model: Denoiser, control: str, kind: str, strength: float) -> No
     model.set_control(path, kind, strength)
 
 
-def set_memory(model: Denoiser, memory: Memory) -> None:
-    """Let `model` share its device like this. Raises ModelError for what it cannot do."""
+def set_memory(models: tuple[Denoiser, ...], memory: Memory) -> None:
+    """Let the models of one run share their device like this, each as far as it can. Raises ModelError for what none of
+    them can do, in the words of the first."""
+    usual = asdict(Memory())
+    for name, wanted in asdict(memory).items():
+        if wanted != usual[name] and not any(name in _spared_by(model) for model in models):
+            _set_memory(models[0], memory)
+    for model in models:
+        _set_memory(model, replace(memory, **{name: usual[name] for name in usual if name not in _spared_by(model)}))
+
+
+def _spared_by(model: Denoiser) -> tuple[str, ...]:
+    return model.spares() if isinstance(model, Sparing) else ()
+
+
+def _set_memory(model: Denoiser, memory: Memory) -> None:
     if isinstance(model, Sparing):
         model.set_memory(memory)
     elif memory != Memory():
@@ -80,7 +95,7 @@ def set_memory(model: Denoiser, memory: Memory) -> None:
 
 def clip(name: str, device: torch.device) -> Clip | None:
     """The CLIP model in the folder `name`; None without a name. Raises ModelError."""
-    return Clip(Path(name).expanduser(), device) if name else None
+    return Clip(Path(os.path.expanduser(name)), device) if name else None
 
 
 def second_stage(name: str, device: torch.device) -> Denoiser:

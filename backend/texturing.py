@@ -53,15 +53,12 @@ def run(request: TextureRequest, job: JobFolder, shelf: ModelShelf, stop_asked: 
     device = pick_device(request.device)
     model = shelf.get(request.model, device)
     set_control(model, request.control, request.control_kind, request.control_strength)
-    memory = planning.memory_of(request)
-    set_memory(model, memory)
-    negative = negative_prompt(request.guidance, request.negative_prompt, model)
-    warnings = list(model.set_prompt(request.prompt, negative))
     second = second_stage(request.second_stage, device) if request.second_stage else None
-    if second is not None:
-        set_memory(second, memory)
-        negative = negative_prompt(request.guidance, request.negative_prompt, second)
-        warnings += second.set_prompt(request.prompt, negative)
+    stages = (model,) if second is None else (model, second)
+    set_memory(stages, planning.memory_of(request))
+    warnings = []
+    for each in stages:
+        warnings += each.set_prompt(request.prompt, negative_prompt(request.guidance, request.negative_prompt, each))
     likeness = planning.likeness_of(request)
     clip = models.clip(likeness.clip_model, device)
     if request.reference and clip is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor
@@ -19,7 +20,7 @@ from addon.protocol import CONTROL_KINDS
 from ..tiling import tile
 from .folder import FolderError, ModelFolder, check_control
 from .interface import Scene
-from .worded import network
+from .parts import network, refusals
 
 FARTHEST = 0.2  # the object's own farthest point: its outline shows before the black of nothing
 
@@ -59,11 +60,16 @@ def open_net(path: Path, kind: str, wanted: type, name: str, dtype: torch.dtype)
             f"{wanted.__name__}). Choose a control for this model."
         )
     kind = kind or _kind_of(path)
-    try:
+    with refusals(f"The control in {path}"):
         return network(ModelFolder(path, found, {}, {}), "", wanted, dtype), kind
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        told = " ".join(str(error).split()).partition(". ")[0][:300]
-        raise FolderError(f"The control in {path} cannot be loaded. {told.removesuffix('.')}.") from error
+
+
+def check(path: Path) -> str:
+    """The class of the ControlNet in `path`, of which all weights are there. Raises FolderError."""
+    found = check_control(path)
+    with refusals(f"The control in {path}"):
+        network(ModelFolder(path, found, {}, {}), "", getattr(diffusers, found), torch.float32, outlined=True)
+    return found
 
 
 def check_fit(net: torch.nn.Module, model: torch.nn.Module, same: tuple[str, ...], path: Path, name: str) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from . import folder
 from .interface import Denoiser
+from .parts import refusals, text_parts
 
 
 def load(path: Path, device: torch.device, second: bool = False) -> Denoiser:
@@ -22,15 +23,17 @@ def load(path: Path, device: torch.device, second: bool = False) -> Denoiser:
             else f"{path} is a later stage of a cascade, which enlarges pictures. Choose it as the second stage, and "
             "another one as the model."
         )
-    try:
+    with refusals(f"The model in {path}"):
         return _family(found.pipeline)(found, device)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except ImportError as error:
-        raise folder.FolderError(f"The model in {path} needs a library that is missing: {error.name}.") from error
-    # Values that no network can be made of, weights of other shapes, and settings that contradict each other.
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise folder.FolderError(f"The model in {path} cannot be loaded. {_short(error)}") from error
+
+
+def check(path: Path) -> folder.ModelFolder:
+    """The model in `path`, of which every part can be loaded as a whole; no weight is read. Raises FolderError."""
+    found = folder.read(path)
+    with refusals(f"The model in {path}"):
+        model = _family(found.pipeline)(found, torch.device("meta"))
+        text_parts(found, model.device, model.dtype)
+    return found
 
 
 def _family(pipeline: str) -> type:
@@ -52,9 +55,3 @@ def _family(pipeline: str) -> type:
         case _:
             raise ValueError(f"No family knows {pipeline}.")
     return family
-
-
-def _short(error: Exception) -> str:
-    """The first sentence of what a library says."""
-    told = " ".join(str(error).split()).partition(". ")[0][:300]
-    return told if told.endswith(".") else f"{told}."

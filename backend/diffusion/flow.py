@@ -30,7 +30,8 @@ from .folder import ModelFolder
 from .interface import ModelError, Scene
 from .latent import check_size, decode_with, encode_with
 from .memory import Memory
-from .worded import Embedded, WordedModel, text_parts, too_long
+from .parts import text_parts, too_long
+from .worded import Embedded, WordedModel
 
 if TYPE_CHECKING:
     from .flow_control import Sd3Control, ZImageControl

@@ -7,6 +7,7 @@ Nothing is ever unpickled, and no class is loaded because a file names it: what 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,7 @@ SECOND_STAGES = ("IFSuperResolutionPipeline",)  # which enlarge what another mod
 OPTIONAL = {"StableDiffusion3Pipeline": ("tokenizer_3", "text_encoder_3")}  # 9 GB that SD3 does without
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+_VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))  # any of them
 _LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 
@@ -150,10 +152,10 @@ def check_control(path: Path) -> str:
 
 def check_clip(path: Path) -> None:
     """Raises FolderError where `path` is no whole CLIP model of transformers."""
-    if path.is_file():
+    if os.path.isfile(path):  # pathlib's raises for a name that no disk can hold
         raise FolderError(f"{path} is a single file. Patina needs the CLIP model as a folder of transformers.")
     config = path / "config.json"
-    if not config.is_file():
+    if not os.path.isfile(config):
         raise FolderError(f"{path} is no CLIP model: it is no folder with a config.json.")
     kind = _json(config).get("model_type")
     if kind not in ("clip", "clip_vision_model"):
@@ -165,8 +167,9 @@ def _check_part(folder: Path, part: str) -> None:
     if not folder.is_dir():
         raise FolderError(f"The model is not complete: {folder} is missing. Download it again.")
     if part.startswith("tokenizer"):
-        if not any(path.stat().st_size > 2 for path in folder.iterdir() if path.is_file()):
-            raise FolderError(f"The model is not complete: {folder} is empty. Download it again.")
+        if not any(all(_holds_something(folder / name) for name in names) for names in _VOCABULARIES):
+            choice = ", or ".join(" with ".join(names) for names in _VOCABULARIES)
+            raise FolderError(f"The model is not complete: {folder} has no vocabulary ({choice}). Download it again.")
         return
     schedule = part.endswith("scheduler")
     config = folder / ("scheduler_config.json" if schedule else "config.json")
@@ -193,6 +196,10 @@ def _check_part(folder: Path, part: str) -> None:
                 raise FolderError(f"The model is not complete: {folder / _shown(name)} is missing. Download it again.")
     for path in weights:
         check_weights(path)
+
+
+def _holds_something(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 2  # more than "{}"
 
 
 def check_weights(path: Path) -> int:

@@ -188,6 +188,9 @@ class Controllable(Protocol):
 class Sparing(Protocol):
     """What a Denoiser offers besides, that can do with less of its device's memory."""
 
+    def spares(self) -> tuple[str, ...]:
+        """The settings of Memory, by name, that mean something to its networks."""
+
     def set_memory(self, memory: Memory) -> None:
         """Work like this from now on, with the networks it has now. Raises ModelError for what it cannot do."""
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from .conversions import from_vp
 from .folder import ModelFolder
 from .interface import ModelError, Scene
-from .worded import Embedded, WordedModel, text_parts, too_long
+from .parts import text_parts, too_long
+from .worded import Embedded, WordedModel
 
 if TYPE_CHECKING:
     from .control import Control

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .folder import FolderError, check_clip
+from .folder import ModelFolder, check_clip
+from .parts import network, refusals
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # all CLIP models'
 CLEAN_BELOW = 0.4  # published: in the lowest 400 of 1000 timesteps
@@ -29,15 +30,12 @@ class Clip:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         check_clip(path)
-        try:
-            network = transformers.CLIPVisionModelWithProjection.from_pretrained(
-                path, use_safetensors=True, local_files_only=True, dtype=torch.float32
+        with refusals(f"The CLIP model in {path}"):
+            whole = network(
+                ModelFolder(path, "CLIP", {}, {}), "", transformers.CLIPVisionModelWithProjection, torch.float32
             )
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            told = " ".join(str(error).split()).partition(". ")[0][:300]
-            raise FolderError(f"The CLIP model in {path} cannot be loaded. {told.removesuffix('.')}.") from error
-        self.network = network.eval().requires_grad_(False).to(device)
-        self.size = network.config.image_size
+        self.network = whole.to(device)
+        self.size = whole.config.image_size
         self.mean, self.deviation = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (MEAN, DEVIATION))
 
     def embed(self, picture: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ class Copy(ABC):
             for layer in self._tuned():
                 layer.delete_adapter(ADAPTER)
             del network.peft_config[ADAPTER]
+            if not network.peft_config:  # of an empty one peft warns
+                del network.peft_config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network.to("cpu")

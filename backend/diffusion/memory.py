@@ -68,9 +68,13 @@ def stop_streaming(module: torch.nn.Module) -> None:
         registry.remove_hook(name, recurse=True)
 
 
+def can_slice_attention(module: torch.nn.Module) -> bool:
+    return hasattr(module, "set_attention_slice")
+
+
 def slice_attention(module: torch.nn.Module, wanted: bool) -> bool:
     """Attention of the network head by head, or as usual; False where it offers no choice."""
-    if not hasattr(module, "set_attention_slice"):
+    if not can_slice_attention(module):
         return False
     module.set_attention_slice("max" if wanted else None)
     return True

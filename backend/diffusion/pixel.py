@@ -10,7 +10,8 @@ from torch import Tensor
 from .conversions import from_vp
 from .folder import ModelFolder
 from .interface import Scene
-from .worded import Embedded, WordedModel, text_parts, too_long
+from .parts import text_parts, too_long
+from .worded import Embedded, WordedModel
 
 NOISE_LEVEL, ENLARGEMENT = 250, 4  # IF's: noise on the small picture, and how much smaller it is
 LONGEST = 77  # tokens that IF's network was trained with; T5 itself would read more

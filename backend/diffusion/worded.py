@@ -21,6 +21,7 @@ from . import memory as sharing
 from .folder import ModelFolder
 from .interface import Companion, ModelError, Prediction, Scene, new_companion
 from .memory import Memory
+from .parts import network, refusals
 from .view_words import VIEWS, view_shares
 
 
@@ -71,9 +72,9 @@ class WordedModel(ABC):
         self._streamed: tuple[torch.nn.Module, ...] = ()  # those of which only the working block is there
 
     def load(self, part: str, kind: type, dtype: torch.dtype | None = None) -> torch.nn.Module:
-        """The network that is this part of the folder, on the CPU, frozen; in the model's own precision or in another.
-        Raises OSError, ValueError, RuntimeError."""
-        return network(self.folder, part, kind, dtype or self.dtype)
+        """The network that is this part of the folder, as parts.network says, in the model's own precision or another.
+        On the device “meta” its shapes alone."""
+        return network(self.folder, part, kind, dtype or self.dtype, outlined=self.device.type == "meta")
 
     @abstractmethod
     def encode_texts(self, texts: tuple[str, ...]) -> tuple[Embedded, bool]:
@@ -97,11 +98,21 @@ class WordedModel(ABC):
         dicts, lists and tuples)."""
         return shown
 
+    def spares(self) -> tuple[str, ...]:
+        """As interface.Sparing says."""
+        cuts = all(sharing.can_slice_attention(module) for module in self._own_networks())
+        slicing, tiling = ("attention_slicing",) * cuts, ("vae_tiling",) * hasattr(self, "vae")
+        return ("rows", "offload", *slicing, *tiling)
+
+    def _own_networks(self) -> list[torch.nn.Module]:
+        """Those that are asked, without the autoencoder."""
+        return [module for module in self.modules() if module is not getattr(self, "vae", None)]
+
     def set_memory(self, memory: Memory) -> None:
         """As interface.Sparing says."""
         for module in self._streamed:
             sharing.stop_streaming(module)
-        networks = [module for module in self.modules() if module is not getattr(self, "vae", None)]
+        networks = self._own_networks()
         self._streamed = ()
         if memory.offload == "blocks":
             self._send(networks, "cpu")
@@ -139,12 +150,12 @@ class WordedModel(ABC):
                 module.to(where)
 
     def set_prompt(self, prompt: str, negative_prompt: str) -> tuple[str, ...]:
-        """Encode for the calls that follow; returns warnings."""
+        """Encode for the calls that follow; returns warnings. Raises FolderError for text parts that cannot be used."""
         texts = (prompt, *(f"{prompt}, {view}" for view in VIEWS), negative_prompt.strip(), "")
         if texts == self._texts:
             return self._warnings
         self.rest()
-        with torch.no_grad():
+        with torch.no_grad(), refusals(f"The model in {self.folder.path}"):
             self._embedded, cut = self.encode_texts(texts)
         gc.collect()
         if self.device.type == "cuda":
@@ -229,36 +240,3 @@ def working_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.float16 if device.type == "mps" else torch.float32
-
-
-def network(folder: ModelFolder, part: str, kind: type, dtype: torch.dtype) -> torch.nn.Module:
-    """A diffusers model of the folder, on the CPU, frozen. Raises OSError, ValueError, RuntimeError."""
-    loaded = kind.from_pretrained(
-        folder.path / part, use_safetensors=True, local_files_only=True, torch_dtype=dtype,
-        variant=folder.variant(part), low_cpu_mem_usage=True,
-    )  # fmt: skip
-    return loaded.eval().requires_grad_(False)
-
-
-def text_parts(folder: ModelFolder, device: torch.device, dtype: torch.dtype) -> dict[str, object]:
-    """The folder's tokenizers on hand and text encoders on `device`, by part; whoever holds them last frees them."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    parts: dict[str, object] = {}
-    for part, kind in folder.parts.items():
-        if part.startswith("tokenizer"):
-            parts[part] = getattr(transformers, kind).from_pretrained(folder.path / part, local_files_only=True)
-        elif part.startswith("text_encoder"):
-            encoder = getattr(transformers, kind).from_pretrained(
-                folder.path / part, use_safetensors=True, local_files_only=True, dtype=dtype,
-                variant=folder.variant(part),
-            )  # fmt: skip
-            parts[part] = encoder.eval().requires_grad_(False).to(device)
-    return parts
-
-
-def too_long(tokenizer, texts: tuple[str, ...], limit: int) -> bool:
-    """Whether the tokenizer would cut any of the texts at `limit` tokens."""
-    return any(len(tokenizer(text).input_ids) > limit for text in texts)

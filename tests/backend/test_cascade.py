@@ -101,6 +101,20 @@ def test_the_command_runs_both_stages(home, tmp_path, capsys):
     assert "Painting 0/6" in told and "Refining 4/6" in told
 
 
+def test_memory_is_shared_by_those_stages_that_can(tmp_path):
+    shelf = models.ModelShelf()
+    model = toy_models.save("sd", tmp_path / "sd")
+    request = protocol.TextureRequest(
+        prompt="red plastic", texture_size=512, steps=1, device="cpu", model=str(model),
+        second_stage=protocol.BUILT_IN_MODEL, options={"rows": "1", "vae_tiling": "true"},
+    )  # fmt: skip
+    events = texturing.run(request, job_in(tmp_path / "job"), shelf, lambda: None)
+    assert isinstance(next(events), protocol.Started)
+    events.close()
+    loaded = shelf.get(str(model), CPU)
+    assert loaded.rows == 1 and loaded.vae.use_tiling
+
+
 RED = (0.8, 0.2, 0.1, 0.05, 0.4, 0.5, 0.5)
 
 

@@ -11,6 +11,7 @@ import torch
 import toy_models
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_families import CPU, CUBE
 
 from addon import protocol
@@ -129,11 +130,16 @@ def test_what_is_no_clip_model_gets_a_sentence_each(tmp_path, folder):
     pickled = save_clip(tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     (tmp_path / "file.safetensors").write_bytes(b"x")
+    thinned = save_clip(tmp_path / "thinned")
+    stored = load_file(thinned / "model.safetensors")
+    del stored["visual_projection.weight"]
+    save_file(stored, thinned / "model.safetensors", metadata={"format": "pt"})
     for path, sentence in (
         (tmp_path / "none", "none is no CLIP model: it is no folder with a config.json."),
         (tmp_path / "sd", "sd is no CLIP model: it is no folder with a config.json."),
         (tmp_path / "sd" / "text_encoder", "its config.json says “clip_text_model”. Choose one of type clip."),
         (half, "is not complete: .* is cut off or damaged. Download it again."),
+        (thinned, "is not complete: of its weights .*thinned lacks 1, visual_projection.weight among them. Download"),
         (pickled, "pytorch_model.bin is a pickle"),
         (tmp_path / "file.safetensors", "is a single file. Patina needs the CLIP model as a folder"),
     ):

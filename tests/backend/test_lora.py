@@ -3,6 +3,7 @@
 
 import builtins
 import sys
+import warnings
 from dataclasses import dataclass, replace
 
 import oracle_for_tests as oracle
@@ -132,6 +133,14 @@ def test_a_run_with_it_resumes_bit_for_bit(folders, tmp_path):
     learnt, again = unbroken.companion.tensors(), resumed.companion.tensors()
     assert all(torch.equal(learnt[name], again[name]) for name in learnt)
     assert any(learnt[name].abs().max() > 0 for name in learnt if "lora_B" in name and name.endswith("weight"))
+
+
+def test_the_next_copy_of_a_warm_model_is_made_in_silence(folders):
+    model = loaded(folders["sd"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.companion(0)
+        model.companion(1)
 
 
 def test_without_the_library_a_sentence_says_so(folders, monkeypatch):

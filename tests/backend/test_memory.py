@@ -228,14 +228,36 @@ def test_auto_looks_at_what_is_free(load, monkeypatch):
 def test_what_cannot_be_done_is_said(load):
     built_in = models.ModelShelf().get(protocol.BUILT_IN_MODEL, CPU)
     assert not isinstance(built_in, Sparing) and isinstance(load("sd"), Sparing)
-    models.set_memory(built_in, Memory())
+    models.set_memory((built_in,), Memory())
     with pytest.raises(ModelError, match="“built-in” is small.* Leave rows, offload, .* out."):
-        models.set_memory(built_in, Memory(rows=2))
+        models.set_memory((built_in,), Memory(rows=2))
     for name in ("sd3", "klein", "z_image"):
         with pytest.raises(ModelError, match=f"The network of “{name}” offers no attention slicing"):
             load(name).set_memory(Memory(attention_slicing=True))
     with pytest.raises(ModelError, match="“pixel” paints pixels and has no autoencoder to tile"):
         load("pixel").set_memory(Memory(vae_tiling=True))
+
+
+def test_of_a_cascade_each_model_does_what_it_can(load, tmp_path):
+    built_in = models.second_stage(protocol.BUILT_IN_MODEL, CPU)
+    stage = families.load(toy_models.save("second", tmp_path / "second"), CPU, second=True)
+    latent, pixel, flow = load("sd"), load("pixel"), load("sd3")
+    models.set_memory((latent, built_in), Memory(rows=1))
+    assert latent.rows == 1
+    models.set_memory((built_in, stage), Memory(rows=2))
+    assert stage.rows == 2
+    models.set_memory((latent, stage), Memory(rows=3, vae_tiling=True))
+    assert latent.rows == stage.rows == 3 and latent.vae.use_tiling
+    models.set_memory((flow, stage), Memory(attention_slicing=True))
+    kinds = {type(processor).__name__ for processor in stage.unet.attn_processors.values()}
+    assert kinds and all(kind.startswith("Sliced") for kind in kinds)
+    for run, wanted, sentence in (
+        ((built_in, built_in), Memory(rows=2), "second stage” is small.* Leave rows, offload, .* out."),
+        ((pixel, stage), Memory(vae_tiling=True), "“pixel” paints pixels and has no autoencoder to tile"),
+        ((flow, built_in), Memory(attention_slicing=True), "The network of “sd3” offers no attention slicing"),
+    ):
+        with pytest.raises(ModelError, match=sentence):
+            models.set_memory(run, wanted)
 
 
 def test_memory_is_no_part_of_the_plan(load):

@@ -14,6 +14,7 @@ import toy_models
 from addon import protocol
 from backend import __main__ as command
 from backend import model_command, model_fetch, model_store
+from backend import models as backend_models
 from backend.diffusion.interface import ModelError
 from backend.models import ModelShelf
 
@@ -164,7 +165,7 @@ def test_pull_tells_the_licence_first_goes_on_where_it_broke_and_checks_what_cam
 
     # From here on there is no network.
     code, out, _ = models(None, tmp_path, "list")
-    assert code == 0 and "toys/red: 0.00 GB, toy-1.0; StableDiffusionPipeline" in out
+    assert code == 0 and "toys/red: 0.00 GB, toy-1.0; general" in out
     assert "stabilityai/stable-diffusion-xl-base-1.0: about 7 GB, CreativeML Open RAIL++-M" in out
     code, out, _ = models(None, tmp_path, "check", ID)
     assert code == 0 and "is whole: StableDiffusionPipeline" in out
@@ -223,7 +224,7 @@ def test_one_damaged_model_does_not_hide_the_others(models, tmp_path, published)
     for content in ("{", "[]", '{"id": "toys/blue", "files": {"a": 3}}', '{"id": "toys/blue", "files": 3}'):
         (tmp_path / "toys--blue" / model_store.FACTS).write_text(content)
         code, out, _ = models(None, tmp_path, "list")
-        assert code == 0 and "toys/red: 0.00 GB, toy-1.0; StableDiffusionPipeline" in out
+        assert code == 0 and "toys/red: 0.00 GB, toy-1.0; general" in out
         assert "toys/blue: 0.00 GB, unknown; " in out and "patina.json cannot be read. Pull the model again." in out
         rows = {row["id"]: row for row in model_command.listed()}
         assert rows["toys/red"]["here"] and not rows["toys/red"]["problem"]
@@ -340,8 +341,9 @@ def test_a_control_is_pulled_checked_and_found_too(models, tmp_path):
         hub.shutdown()
         hub.server_close()
     code, out, _ = models(None, home, "list")
-    assert code == 0 and f"{ID}: 0.00 GB, toy-1.0; ControlNetModel" in out
-    assert "lllyasviel/control_v11f1p_sd15_depth: about 0.7 GB, CreativeML Open RAIL-M; depth, for SD 1.5" in out
+    assert code == 0 and f"{ID}: 0.00 GB, toy-1.0; control, for SD or SDXL" in out
+    known = "lllyasviel/control_v11f1p_sd15_depth: about 0.7 GB, CreativeML Open RAIL-M; control: depth, for SD 1.5"
+    assert known in out
     assert ID not in {row["id"] for row in model_command.listed()}, "it can be chosen as a model"
     code, out, _ = models(None, home, "check", ID)
     assert code == 0 and "is whole: ControlNetModel" in out
@@ -349,6 +351,48 @@ def test_a_control_is_pulled_checked_and_found_too(models, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-10])
     code, _, told = models(None, home, "check", ID)
     assert code == protocol.EXIT_BAD_REQUEST and "is missing or cut off. Pull it again." in told
+
+
+def test_the_list_says_what_each_model_can_be_used_for(models, tmp_path):
+    home = tmp_path / "models"
+    _, out, _ = models(None, home, "list")
+    told = "DeepFloyd/IF-II-L-v1.0: about 12 GB, DeepFloyd IF: research only (ask first); second stage: 256 px pictures"
+    assert told in out
+    assert "DeepFloyd/IF-II-L-v1.0" in {row["id"] for row in model_command.listed()}
+    for name, identifier in (
+        ("sd", "stable-diffusion-v1-5/stable-diffusion-v1-5"), ("second", "toys/large"), ("pixel", "toys/small"),
+    ):  # fmt: skip
+        place = toy_models.save(name, model_store.place(identifier))
+        (place / model_store.FACTS).write_text(json.dumps({"id": identifier, "licence": "toy-1.0", "files": {}}))
+    depth = "lllyasviel/control_v11f1p_sd15_depth"
+    place = toy_models.save_control("sd", model_store.place(depth))
+    (place / model_store.FACTS).write_text(json.dumps({"id": depth, "licence": "toy-1.0", "files": {}}))
+    _, out, _ = models(None, home, "list")
+    for line in (
+        "stable-diffusion-v1-5/stable-diffusion-v1-5: 0.00 GB, toy-1.0; general, from 4 GB",
+        "toys/large: 0.00 GB, toy-1.0; second stage",
+        "toys/small: 0.00 GB, toy-1.0; 64 px pictures",
+        f"{depth}: 0.00 GB, toy-1.0; control: depth, for SD 1.5",
+    ):
+        assert line in out.splitlines(), out
+    uses = {row["id"]: row["use"] for row in model_command.listed()}
+    assert uses["toys/large"] == "second stage" and uses["toys/small"] == "64 px pictures"
+    (model_store.place("stable-diffusion-v1-5/stable-diffusion-v1-5") / "model_index.json").unlink()
+    row = next(row for row in model_command.listed() if row["id"].startswith("stable-diffusion-v1-5"))
+    assert row["problem"] and not row["use"].startswith("control")
+
+
+@pytest.mark.parametrize(
+    "name", ["~nosuchuser/x", "a" * 300 + "/b", "/tmp/" + "a" * 300, "x\0y", "a/..", "a" * 60 + "/" + "b" * 60]
+)
+def test_names_that_no_disk_can_hold(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATINA_MODELS", str(tmp_path))
+    assert model_store.find(name) is None and not model_store.is_partly_here(name)
+    with pytest.raises(ModelError, match="Patina does not know the model"):
+        ModelShelf().get(name, torch.device("cpu"))
+    with pytest.raises(ModelError, match="is no CLIP model"):
+        backend_models.clip(name, torch.device("cpu"))
+    assert command._model_named(name) == name
 
 
 def test_what_is_neither_model_nor_control_is_not_pulled(models, tmp_path):

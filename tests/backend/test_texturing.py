@@ -13,8 +13,10 @@ import pytest
 import shapes_for_tests as shapes
 import torch
 from PIL import Image
+from test_families import CUBE
 
 from addon import protocol
+from backend import __main__ as command
 from backend import models, planning, texturing
 from backend.maps import read_map
 from backend.mesh import MeshError
@@ -264,6 +266,19 @@ def test_what_no_camera_sees_is_filled_and_its_share_told(new_job):
 def test_triangles_smaller_than_a_pixel_are_not_unseen(new_job):
     events = run(new_job("fine", shapes.sphere(240, 160)), replace(REQUEST, steps=2))
     assert [event.message for event in events if isinstance(event, protocol.Warning)] == []
+
+
+def test_the_command_passes_views_and_render_size_on(tmp_path, monkeypatch):
+    (tmp_path / "cube.obj").write_text(CUBE)
+    monkeypatch.setattr(command, "_run_here", lambda job_folder: protocol.EXIT_CANCELLED)
+    common = ["texture", str(tmp_path / "cube.obj"), "--prompt", "red plastic", "--out", str(tmp_path / "out")]
+    for number, (more, wanted) in enumerate(
+        (([], (None, None)), (["--views", "2", "--render-size", "96"], (2, 96))), 1
+    ):  # fmt: skip
+        assert command.main(common + more) == protocol.EXIT_CANCELLED
+        request = protocol.JobFolder(tmp_path / "out" / f"job-{number:04d}").read_request()
+        assert (request.views, request.render_size) == wanted
+    assert command.main([*common, "--render-size", "8"]) == protocol.EXIT_BAD_REQUEST
 
 
 def test_what_cannot_be_used_is_left_to_the_caller(new_job):
