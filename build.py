@@ -30,6 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 TEST_REQUIREMENTS = ROOT / "tests" / "requirements.txt"
+TEST_PROCESSES = 2
 BPY_VERSIONS = ("3.11", "3.13")
 BPY_MB = 400  # what bpy and the tools weigh as a download
 MORE_BPY = {"4.2": "4.2.23", "5.0": "5.0.1"}  # for test --all-blenders, on Python 3.11
@@ -106,21 +107,25 @@ def test(options: argparse.Namespace, rest: list[str]) -> int:
     say("ruff check")
     code = subprocess.run([python, "-m", "ruff", "check", "."], cwd=ROOT).returncode
     marks = ["-m", ""] if options.slow else []
-    pytest = ["-m", "pytest", "-q", *marks, *rest]
+    pytest = ["-m", "pytest", "-q", *marks]
+    # Files side by side, each process with one thread; what has a limit of time gets more of it.
+    together = ["-n", str(TEST_PROCESSES), "--dist", "loadfile"]
+    shared = {"OMP_NUM_THREADS": "1", "PATINA_PATIENCE": str(TEST_PROCESSES), **child_environment(python)}
     say("pytest")
-    code = subprocess.run([python, *pytest], cwd=ROOT, env=child_environment(python)).returncode or code
+    code = subprocess.run([python, *pytest, *together, *rest], cwd=ROOT, env=shared).returncode or code
     if not options.all_blenders:
         return code
     for short, version in MORE_BPY.items():
         other = bpy_python(short, version)
         say(f"pytest with bpy {version}")
-        command = [other, *pytest, "tests/addon", "tests/blender"]
-        code = subprocess.run(command, cwd=ROOT, env=child_environment(python)).returncode or code
+        command = [other, *pytest, *together, *rest, "tests/addon", "tests/blender"]
+        code = subprocess.run(command, cwd=ROOT, env=shared).returncode or code
     for blender in real_blenders():
         say(f"pytest with {blender}")
         environment = {**child_environment(python), "BLENDER": blender}
         which = ["-m", "real" if options.slow else "real and not slow"]
-        code = subprocess.run([python, *pytest, *which, "tests/blender"], cwd=ROOT, env=environment).returncode or code
+        command = [python, *pytest, *rest, *which, "tests/blender"]
+        code = subprocess.run(command, cwd=ROOT, env=environment).returncode or code
     return code
 
 

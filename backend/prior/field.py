@@ -19,7 +19,7 @@ OUTPUTS = 6  # base colour 3 (display), metallic, roughness, height
 
 
 class MaterialField(nn.Module):
-    """`code` turns words into modulations, `forward` textures (N, 55) into values (N, 6)."""
+    """`code` turns words into modulations, `forward` textures (N, C) into values (N, 6)."""
 
     def __init__(self, words: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class MaterialField(nn.Module):
         self.leave = nn.Linear(HIDDEN, OUTPUTS)
 
     def forward(self, textures: Tensor, numbers: Tensor) -> Tensor:
-        """Values (B, N, 6) from stacked textures (B, N, 55) and word numbers (B, 4), -1 where unused."""
+        """Values (B, N, 6) from stacked textures (B, N, C) and word numbers (B, 4), -1 where unused."""
         code = self.code(sum_of(self.words, numbers))[:, None]
         pick, scale1, scale2 = self.scales(code).split(self.sizes, dim=-1)
         shift1, shift2, base = self.shifts(code).split((HIDDEN, HIDDEN, OUTPUTS), dim=-1)
@@ -56,7 +56,7 @@ def expect(field: MaterialField, numbers: Tensor, q: Tensor, normal: Tensor) -> 
 
 
 def expect_at(field: MaterialField, numbers: Tensor, normal: Tensor, textures: Tensor) -> Surface:
-    """The same from stacked textures (4, N, 55) at the point and along the axes."""
+    """The same from stacked textures (4, N, C) at the point and along the axes."""
     values = field(textures, numbers.expand(len(textures), -1))
     here = values[0]
     return Surface(

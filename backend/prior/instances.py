@@ -16,13 +16,10 @@ from . import patterns, procedural
 from .materials import (
     BARE_STEEL,
     COLOURS,
-    DIRT,
     FAMILY_WORDS,
     FINISHES,
+    LAYERS,
     MATERIALS,
-    MOSS,
-    RUST,
-    VERDIGRIS,
     Component,
     Prompt,
 )
@@ -44,6 +41,17 @@ class Surface:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """What covers parts of a material (rust, moss, dirt) or, where it is chipped off, lies below: colour (3,)."""
+
+    colour: Tensor
+    roughness: float
+    metallic: float
+    mottling: float  # change of lightness within it
+    relief: float
+
+
+@dataclass(frozen=True)
 class Instance:
     """One draw of a prompt: two concrete components, their pattern and a relief."""
 
@@ -54,7 +62,7 @@ class Instance:
     variation: float
     relief: float
     overlay: Pattern | None = None  # a relief on top (hammer marks, brushing)
-    mottling: float = 0.0  # lightness change within the second component
+    layer: Layer | None = None
 
 
 def draw(prompt: Prompt, generator: torch.Generator) -> Instance:
@@ -85,20 +93,17 @@ def draw(prompt: Prompt, generator: torch.Generator) -> Instance:
         second, second_roughness = pick(material.second)
         second_metallic = material.second.metallic
     pattern, relief, overlay, variation = material.pattern, material.relief, None, material.variation
-    mottling = 0.0
+    layer = None
     first_metallic = first_part.metallic
     if prompt.finish:
         low, high = FINISHES[prompt.finish]
         first_roughness = uniform(low, high)
         if material.second is None or prompt.finish in ("polished", "glossy", "satin", "matte", "wet"):
             second_roughness = first_roughness if material.second is None else max(second_roughness, first_roughness)
-    if prompt.finish in ("rusty", "oxidised", "mossy", "dirty", "chipped"):
-        layer = {"rusty": RUST, "oxidised": VERDIGRIS, "mossy": MOSS, "dirty": DIRT, "chipped": BARE_STEEL}
-        second, second_roughness = pick(layer[prompt.finish])
-        second_metallic = layer[prompt.finish].metallic
-        pattern, relief, variation, mottling = patterns.patches, 0.15, 0.25, 1.0
-        if prompt.finish == "chipped":
-            relief, mottling = -0.15, 0.0
+    if prompt.finish in LAYERS:
+        part = LAYERS[prompt.finish]
+        bare = part is BARE_STEEL
+        layer = Layer(*pick(part), part.metallic, 0.0 if bare else 1.0, -0.15 if bare else 0.15)
     if prompt.finish == "painted":
         pattern, relief, variation = material.pattern, material.relief, 0.03
         first_metallic = second_metallic = 0.0
@@ -121,7 +126,7 @@ def draw(prompt: Prompt, generator: torch.Generator) -> Instance:
         variation,
         relief,
         overlay,
-        mottling,
+        layer,
     )
 
 
@@ -148,22 +153,26 @@ def components(instance: Instance, textures: Procedural) -> tuple[Tensor, Tensor
     mix = instance.pattern(textures)
     weight = mix.weight[:, None]
     lightness = 1 + instance.variation * (mix.variation[:, None] - 0.5) * (1 - weight)
-    second = instance.colours[1]
-    if instance.mottling:
-        second = second * (1 + instance.mottling * (patterns.mottle(textures)[:, None] - 0.5))
-    color = (instance.colours[0] * lightness) * (1 - weight) + second * weight
+    color = (instance.colours[0] * lightness) * (1 - weight) + instance.colours[1] * weight
     roughness = instance.roughness[0] * (1 - mix.weight) + instance.roughness[1] * mix.weight
     metallic = instance.metallic[0] * (1 - mix.weight) + instance.metallic[1] * mix.weight
     if instance.overlay is patterns.streaks:
         fine = patterns.streaks(textures).variation
         color = color * (1 + 0.25 * (fine[:, None] - 0.5))
         roughness = roughness + 0.12 * (fine - 0.5)
+    if instance.layer is not None:
+        layer, cover = instance.layer, patterns.patches(textures).weight
+        mottled = layer.colour * (1 + layer.mottling * (patterns.mottle(textures)[:, None] - 0.5))
+        color = torch.lerp(color, mottled, cover[:, None])
+        roughness = roughness + cover * (layer.roughness - roughness)
+        metallic = metallic + cover * (layer.metallic - metallic)
     return color.clamp(0, 1), metallic.clamp(0, 1), roughness.clamp(0.05, 1)
 
 
 def relief(instance: Instance, textures: Procedural) -> Tensor:
     """Height (N,) of the surface's relief, 1 for the deepest."""
-    return instance.relief * (instance.overlay or instance.pattern)(textures).height
+    height = instance.relief * (instance.overlay or instance.pattern)(textures).height
+    return height if instance.layer is None else height + instance.layer.relief * patterns.patches(textures).height
 
 
 def bend(normal: Tensor, heights: Sequence[Tensor]) -> Tensor:

@@ -119,8 +119,8 @@ MATERIALS: dict[str, Material] = {
         "stone", _part("9A9490 A88E86", (0.25, 0.5)), _P.speckles, _part("3A3836 5A5048", (0.2, 0.4)), 0.25,
         tintable=True, finishes=STONE,
     ),
-    "slate": Material("stone", _part("4A5058 555A5E", (0.55, 0.75)), _P.clouds, None, 0.2, 0.3, finishes=STONE),
-    "sandstone": Material("stone", _part("CFA878 C89868", (0.75, 0.92)), _P.ripples, None, 0.15, 0.2, finishes=STONE),
+    "slate": Material("stone", _part("4A5058 555A5E", (0.55, 0.75)), _P.clouds, None, 0.4, 0.3, finishes=STONE),
+    "sandstone": Material("stone", _part("CFA878 C89868", (0.75, 0.92)), _P.ripples, None, 0.35, 0.2, finishes=STONE),
     "limestone": Material("stone", _part("D2C8B2 C6BCA6", (0.7, 0.9)), _P.clouds, None, 0.12, 0.2, finishes=STONE),
     "concrete": Material("stone", _part("9C9A96 8E8C88", (0.75, 0.92)), _P.grains, None, 0.12, 0.15, finishes=STONE),
     "cobblestone": Material(
@@ -128,7 +128,7 @@ MATERIALS: dict[str, Material] = {
         finishes=("wet", "mossy", "dirty"),
     ),
     "terrazzo": Material(
-        "stone", _part("E4DED4 D8D0C4", (0.15, 0.3)), _P.speckles, _part("8A5A44 7E5240", (0.15, 0.3)), 0.1,
+        "stone", _part("E4DED4 D8D0C4", (0.15, 0.3)), _P.chips, _part("8A5A44 7E5240", (0.15, 0.3)), 0.1,
         tintable=True,
     ),
     "obsidian": Material("stone", _part("16161A 1C1A1E", (0.06, 0.14)), finishes=("scratched",)),
@@ -137,7 +137,7 @@ MATERIALS: dict[str, Material] = {
     "malachite": Material("stone", _part("1E7A52 2A8E60", (0.15, 0.3)), _P.grain, _part("0C4A34", (0.15, 0.3)), 0.2),
     # masonry
     "brick": Material(
-        "masonry", _part("9C4630 A8523A 8A3E2C", (0.75, 0.92)), _P.bricks, _part("B8B0A4 A49C90", (0.85, 0.95)),
+        "masonry", _part("8E4634 9A5040 803E2E", (0.75, 0.92)), _P.bricks, _part("B8B0A4 A49C90", (0.85, 0.95)),
         0.3, 0.5, tintable=True, finishes=("painted", "mossy", "wet", "dirty"), own_colours=("red",),
     ),
     "tiles": Material(
@@ -172,7 +172,7 @@ MATERIALS: dict[str, Material] = {
     "lacquer": Material("plastic", _part("8E1210 961A14", (0.06, 0.14)), tintable=True, finishes=("scratched",)),
     "carbon": Material("plastic", _part("2A2A2E 242428", (0.15, 0.3)), _P.weave, _part("101012", (0.15, 0.3)), 0.2, 0.05),
     # leather and skins
-    "leather": Material("leather", _part("6E4022 5A3218 7A4A2A", (0.4, 0.6)), _P.scales, None, 0.15, 0.3, tintable=True, finishes=(*SMOOTH, "rough", "dirty")),
+    "leather": Material("leather", _part("6E4022 5A3218 7A4A2A", (0.4, 0.6)), _P.pebbles, None, 0.15, 0.12, tintable=True, finishes=(*SMOOTH, "rough", "dirty")),
     "suede": Material("leather", _part("A88058 9A7048", (0.88, 0.97)), _P.clouds, None, 0.15, tintable=True),
     "crocodile": Material("leather", _part("3E4A2C 4A3C26", (0.3, 0.5)), _P.cracks, None, 0.3, 0.8, tintable=True),
     "snakeskin": Material("leather", _part("8E8A5A 7A6E48", (0.3, 0.5)), _P.scales, _part("2A2818", (0.4, 0.6)), 0.8, 0.4, tintable=True),
@@ -193,7 +193,7 @@ MATERIALS: dict[str, Material] = {
     "tiger": Material("skin", _part("D88430 CE7A28", (0.7, 0.88)), _P.tiger, _part("1A1410", (0.7, 0.88)), 0.1),
     "leopard": Material("skin", _part("D2A45C C8964C", (0.7, 0.88)), _P.rosettes, _part("22160C", (0.7, 0.88)), 0.15),
     "giraffe": Material("skin", _part("A8662C 9A5A26", (0.7, 0.88)), _P.cracks, _part("EAD6A8", (0.7, 0.88)), 0.15),
-    "cow": Material("skin", _part("EEECE6", (0.7, 0.88)), _P.patches, _part("1E1A18", (0.7, 0.88)), 0.05),
+    "cow": Material("skin", _part("EEECE6", (0.7, 0.88)), _P.hide, _part("1E1A18", (0.7, 0.88)), 0.05),
     "dalmatian": Material("skin", _part("F0EEEA", (0.7, 0.88)), _P.blotches, _part("181616", (0.7, 0.88)), 0.03),
     "fur": Material("skin", _part("7A5A3A 846444", (0.85, 0.95)), _P.strands, None, 0.3, 0.2, tintable=True),
     "stripes": Material("drawn", _part("EDEBE6", (0.35, 0.6)), _P.stripes, _part("24366E 2A3C74", (0.35, 0.6)), 0.03, tintable=True, finishes=SMOOTH),
@@ -202,7 +202,7 @@ MATERIALS: dict[str, Material] = {
     "camouflage": Material("drawn", _part("6E7048", (0.75, 0.92)), _P.camouflage, _part("2C2E20", (0.75, 0.92)), 0.05),
     "spots": Material("drawn", _part("EDE6D2", (0.4, 0.65)), _P.blotches, _part("B02A20 A83024", (0.4, 0.65)), 0.05, tintable=True),
     # ground
-    "sand": Material("ground", _part("D8BC86 CCAE78", (0.88, 0.97)), _P.ripples, _part("A8864E", (0.9, 0.97)), 0.12, 0.3, finishes=("wet",)),
+    "sand": Material("ground", _part("D8BC86 CCAE78", (0.88, 0.97)), _P.ripples, _part("A8864E", (0.9, 0.97)), 0.25, 0.3, finishes=("wet",)),
     "moss": Material("ground", _part("4E6A22 5E7A2C", (0.9, 0.98)), _P.clouds, _part("2A3C10", (0.9, 0.98)), 0.5, 0.6),
     "snow": Material("ground", _part("F0F3F6 E8EDF2", (0.6, 0.8)), _P.clouds, None, 0.04, 0.25, finishes=("dirty", "wet")),
     "grass": Material("ground", _part("4A7A26 5A8A30", (0.75, 0.9)), _P.strands, _part("22400E", (0.8, 0.95)), 0.4, 0.5),
@@ -214,7 +214,7 @@ MATERIALS: dict[str, Material] = {
     "chocolate": Material("food", _part("4A2818 3E2012", (0.3, 0.48)), finishes=("glossy", "matte")),
     "cheese": Material("food", _part("EEBE48 E6B23C", (0.4, 0.58)), _P.blotches, _part("B87E1E", (0.45, 0.65)), 0.05, 0.6),
     "bread": Material("food", _part("C08444 B07436", (0.75, 0.9)), _P.clouds, _part("E6CC98", (0.8, 0.92)), 0.2, 0.2),
-    "cookie": Material("food", _part("C8945A BC864C", (0.75, 0.9)), _P.speckles, _part("3A1E10", (0.35, 0.55)), 0.1, 0.4),
+    "cookie": Material("food", _part("C8945A BC864C", (0.75, 0.9)), _P.chips, _part("3A1E10", (0.35, 0.55)), 0.1, 0.4),
     "watermelon": Material("food", _part("4E8E3A 5A9A44", (0.25, 0.42)), _P.zebra, _part("17401C", (0.25, 0.42)), 0.1),
     "strawberry": Material("food", _part("C8202A BE1820", (0.25, 0.42)), _P.dots, _part("E6C85A", (0.4, 0.6)), 0.05, -0.4),
     "candy": Material("food", _part("F4F0EE", (0.08, 0.2)), _P.stripes, _part("D01E30", (0.08, 0.2)), 0.02, tintable=True),
@@ -233,11 +233,13 @@ FAMILY_WORDS: dict[str, tuple[str, ...]] = {
     "fabric": ("cotton", "canvas", "felt"),
 }
 
-RUST = _part("8A4218 7A3612 8E481C", (0.82, 0.95))
+RUST = _part("7A4526 703A1E 804A28", (0.82, 0.95))
 VERDIGRIS = _part("5A9A86 4E8A7C 6AAA94", (0.75, 0.92))
 MOSS = _part("4E6A22 3E5A1C", (0.88, 0.97))
 DIRT = _part("4A3C2C 3E3224", (0.85, 0.95))
 BARE_STEEL = _part("A8AAAC 9C9E9F", (0.25, 0.4), 1.0)
+# finish -> what covers the material in patches, or shows where it is chipped off
+LAYERS = {"rusty": RUST, "oxidised": VERDIGRIS, "mossy": MOSS, "dirty": DIRT, "chipped": BARE_STEEL}
 
 
 @dataclass(frozen=True)

@@ -61,34 +61,47 @@ def plain(p: Procedural) -> Mix:
 
 def clouds(p: Procedural) -> Mix:
     """Soft mottling."""
-    field = fractal(p)
+    field = (2 * fractal(p) + 0.35 * p.finer[:, 0]) / 2.35
     return Mix(step(0.5, 0.5, field), field, field)
 
 
 def patches(p: Procedural) -> Mix:
     """Two components side by side with ragged edges (rust, chipped paint, moss on stone)."""
-    detail = p.fine[:, 0]
-    field = (0.45 * p.coarse[:, 1] + p.medium[:, 2] + 0.8 * detail) / 2.25
-    weight = step(0.5, 0.05, field + 0.1 * (p.small_cells[:, 0] - 0.45))
+    detail = (p.fine[:, 0] + 0.7 * p.finer[:, 1]) / 1.7
+    ragged = 0.7 * p.fine[:, 1] + 0.6 * p.finer[:, 0] + 0.35 * p.finest[:, 2]
+    weight = step(0.5, 0.04, (0.5 * p.coarse[:, 1] + p.medium[:, 2] + ragged) / 3.15)
     return Mix(weight, detail, weight * (0.5 + detail))
 
 
 def mottle(p: Procedural) -> Tensor:
     """Light and dark (N,) in 0..1 within one component, in flecks a good deal smaller than patches."""
-    return 0.6 * step(0.5, 0.6, fine_fractal(p, 1)) + 0.4 * step(0.45, 0.7, p.small_cells[:, 0])
+    flecks = (0.6 * p.fine[:, 2] + p.finer[:, 1] + 0.6 * p.finest[:, 0]) / 2.2
+    return 0.3 * p.medium[:, 0] + 0.7 * step(0.5, 0.45, flecks)
+
+
+def hide(p: Procedural) -> Mix:
+    """Large spots with soft outlines (cow)."""
+    return _two_tone(step(0.5, 0.05, (p.coarse[:, 1] + 0.5 * p.medium[:, 2]) / 1.5))
 
 
 def grains(p: Procedural) -> Mix:
     """Fine grain (felt, concrete, paper)."""
-    fine = (p.fine[:, 0] + p.fine[:, 1]) / 2
-    return Mix(step(0.5, 0.8, fine), fractal(p, 2), fine)
+    fine = (0.6 * p.finer[:, 0] + p.finest[:, 1]) / 1.6
+    return Mix(step(0.5, 0.6, fine), (fractal(p, 2) + fine) / 2, fine)
 
 
 def speckles(p: Procedural) -> Mix:
-    """Scattered grains of a second kind (granite, terrazzo, cookie)."""
-    nearest, value = p.small_cells[:, 0], p.small_cells[:, 2]
-    weight = (1 - step(0.44, 0.14, nearest)) * step(0.45, 0.1, value)
-    return Mix(weight, value, weight * 0.3)
+    """Close-set grains of two kinds (granite, cork)."""
+    value = p.tiny_cells[:, 2]
+    weight = step(0.68, 0.06, value + 0.12 * (p.fine[:, 0] - 0.5))
+    return Mix(weight, (value / 0.68 + p.finest[:, 0]) / 2, weight * 0.3)
+
+
+def chips(p: Procedural) -> Mix:
+    """Scattered lumps of a second kind (terrazzo, cookie)."""
+    nearest, value = p.small_cells[:, 0] + 0.12 * (p.finer[:, 0] - 0.5), p.small_cells[:, 2]
+    weight = (1 - step(0.44, 0.08, nearest)) * step(0.45, 0.1, value)
+    return Mix(weight, p.finer[:, 1], weight * 0.3)
 
 
 def veins(p: Procedural) -> Mix:
@@ -102,8 +115,9 @@ def grain(p: Procedural) -> Mix:
     """Wood grain: rings round a far upright axis, and fibres."""
     # From light to dark along a ring, then back at once.
     line = step(0.1, 1.6, p.rings[:, 1] + 0.5 * p.rings[:, 0])
-    fibre = (p.fibre[:, 0] + p.fibre[:, 1]) / 2
-    return Mix((0.75 * line + 0.7 * (fibre - 0.4)).clamp(0, 1), p.furrow[:, 0], -line + 0.4 * fibre)
+    fibre = (p.fibre[:, 0] + p.fibre[:, 1] + p.hairs[:, 0]) / 3
+    pores = step(0.72, 0.2, p.hairs[:, 1])
+    return Mix((0.7 * line + 0.7 * (fibre - 0.4) + 0.25 * pores).clamp(0, 1), p.furrow[:, 0], -line + 0.4 * fibre)
 
 
 def planks(p: Procedural) -> Mix:
@@ -114,9 +128,10 @@ def planks(p: Procedural) -> Mix:
 
 def bricks(p: Procedural) -> Mix:
     """Running bond: bricks 0.5 x 0.25 with mortar joints (weight 1)."""
-    rough = 0.012 * (p.fine[:, 0] - 0.5)
-    mortar = 1 - step(0.028, 0.02, p.bricks[:, 0] + rough)
-    return Mix(mortar, p.bricks[:, 2], 1 - mortar)
+    rough = 0.012 * (p.fine[:, 0] - 0.5) + 0.012 * (p.finer[:, 0] - 0.5)
+    mortar = 1 - step(0.022, 0.016, p.bricks[:, 0] + rough)
+    grit = step(0.5, 0.6, (p.finer[:, 1] + p.finest[:, 0]) / 2)
+    return Mix(mortar, 0.65 * p.bricks[:, 2] + 0.35 * grit, (1 - mortar) * (0.85 + 0.15 * p.finer[:, 1]))
 
 
 def tiles(p: Procedural) -> Mix:
@@ -184,9 +199,15 @@ def cracks(p: Procedural) -> Mix:
 
 
 def scales(p: Procedural) -> Mix:
-    """Small plates (snake skin, pebbled leather)."""
+    """Small plates (snake skin, gravel)."""
     line = 1 - step(0.16, 0.14, p.small_cells[:, 1])
     return Mix(line, p.small_cells[:, 2], 1 - line)
+
+
+def pebbles(p: Procedural) -> Mix:
+    """The fine grain of leather."""
+    line = 1 - step(0.14, 0.22, p.tiny_cells[:, 1])
+    return Mix(0.7 * line, (fractal(p, 1) + p.tiny_cells[:, 2]) / 2, 1 - line)
 
 
 def dents(p: Procedural) -> Mix:
@@ -208,20 +229,20 @@ def knit(p: Procedural) -> Mix:
 
 def streaks(p: Procedural) -> Mix:
     """Long fine lines round the upright axis (brushed metal)."""
-    fine = (p.streaks[:, 0] + 0.5 * p.streaks[:, 1]) / 1.5
+    fine = (p.brushing[:, 0] + 0.7 * p.streaks[:, 1]) / 1.7
     return Mix(step(0.5, 0.6, fine), fine, fine)
 
 
 def bark(p: Procedural) -> Mix:
     """Deep upright furrows."""
-    ridge = ((p.furrow[:, 0] + 0.4 * p.fibre[:, 0]) / 1.4 - 0.5).abs()
-    weight = 1 - step(0.06, 0.1, ridge)
-    return Mix(weight, fine_fractal(p), -weight)
+    ridge = ((0.6 * p.furrow[:, 0] + p.fibre[:, 0] + 0.4 * p.hairs[:, 0]) / 2 - 0.5).abs()
+    weight = 1 - step(0.06, 0.16, ridge)
+    return Mix(weight, (p.fibre[:, 1] + p.finer[:, 0]) / 2, -weight)
 
 
 def strands(p: Procedural) -> Mix:
     """Fine upright strands (fur, grass)."""
-    fine = (p.fibre[:, 1] + 0.6 * p.fibre[:, 2]) / 1.6
+    fine = (0.6 * p.fibre[:, 1] + p.hairs[:, 0] + 0.6 * p.hairs[:, 1]) / 2.2
     return Mix(step(0.5, 0.35, fine), fine_fractal(p, 1), fine)
 
 
@@ -234,8 +255,9 @@ def birch(p: Procedural) -> Mix:
 
 def ripples(p: Procedural) -> Mix:
     """Wind ripples (sand dunes)."""
-    wave, fine = p.ripples[:, 0], (p.fine[:, 0] + p.fine[:, 2]) / 2
-    return Mix((0.35 * (0.5 + 0.5 * wave) + 0.4 * fine).clamp(0, 1), fine, 0.5 * wave + 0.3 * fine)
+    wave, fine = p.ripples[:, 0], (p.finer[:, 0] + p.finest[:, 2]) / 2
+    drift = (fractal(p, 1) + fine) / 2
+    return Mix((0.35 * (0.5 + 0.5 * wave) + 0.4 * fine).clamp(0, 1), drift, 0.5 * wave + 0.15 * fine)
 
 
 def quilt(p: Procedural) -> Mix:

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 LATTICE = 16  # noise repeats after so many of its cells
+FINE_LATTICE = 32  # the fine ones, of which more lie on an object
 NOISE_SEED = 2026
+TURN = ((0.6, -4 / 13, 9.6 / 13), (0.8, 3 / 13, -7.2 / 13), (0.0, 12 / 13, 5 / 13))  # away from the axes
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class Procedural:
     ripples: Tensor  # 2: wind ripples
     weave: Tensor  # 2: height and over/under of threads
     knit: Tensor  # 1: height of slanted stitches
+    finer: Tensor  # 3: smooth noise, 12 cells a unit
+    finest: Tensor  # 3: 24 cells
+    hairs: Tensor  # 3: noise drawn out along z, 20 cells across
+    brushing: Tensor  # 3: noise pressed flat along z, 28 cells
+    tiny_cells: Tensor  # 3: Voronoi, 18 cells a unit
 
     def stacked(self) -> Tensor:
         """(N, CHANNELS), each channel about -1..1."""
@@ -63,6 +70,7 @@ def evaluate(q: Tensor, normal: Tensor) -> Procedural:
     band = 3.5 * q[:, 2] + 1.2 * warp[:, 0] + 0.5 * warp[:, 1]
     furrow = noise(q, (2.6, 2.6, 0.65))
     ring = 4.0 * q[:, 0] + 1.4 * q[:, 1] + 2.8 * (noise(q, (1.0, 1.0, 0.4))[:, 0] - 0.5) + 0.7 * (furrow[:, 1] - 0.5)
+    turn = torch.tensor(TURN).to(q)
     ripple = 2.5 * q[:, 2] + 0.8 * q[:, 0] + 1.2 * warp[:, 2]
     over = (torch.floor(across * 6) + torch.floor(up * 6)) % 2
     thread = torch.where(over > 0.5, torch.sin(torch.pi * 6 * across).abs(), torch.sin(torch.pi * 6 * up).abs())
@@ -90,17 +98,22 @@ def evaluate(q: Tensor, normal: Tensor) -> Procedural:
         ripples=_circle(ripple),
         weave=torch.stack((0.6 * thread + 0.4, over), dim=1),
         knit=(0.5 + 0.5 * stitch * (1 - (2 * side - 0.5) ** 2))[:, None],
+        finer=noise(q @ turn, 12.0, FINE_LATTICE),
+        finest=noise(q @ turn.T, 24.0, FINE_LATTICE),
+        hairs=noise(q, (20.0, 20.0, 2.5), FINE_LATTICE),
+        brushing=noise(q, (1.2, 1.2, 28.0), FINE_LATTICE),
+        tiny_cells=cells(q, 18.0, jitter=0.9),
     )
 
 
-def noise(q: Tensor, frequency: float | tuple[float, float, float]) -> Tensor:
+def noise(q: Tensor, frequency: float | tuple[float, float, float], lattice: int = LATTICE) -> Tensor:
     """Smooth value noise (N, 3 channels) in 0..1 with `frequency` lattice cells a unit, per axis."""
     p = q * torch.tensor(frequency, dtype=q.dtype, device=q.device)
     cell = torch.floor(p)
     f = p - cell
-    p = (cell + f * f * (3 - 2 * f)) % LATTICE
-    grid = (p / LATTICE * 2 - 1).flip(-1).view(1, -1, 1, 1, 3)
-    return torch.nn.functional.grid_sample(_volume().to(q), grid, align_corners=True)[0, :, :, 0, 0].T
+    p = (cell + f * f * (3 - 2 * f)) % lattice
+    grid = (p / lattice * 2 - 1).flip(-1).view(1, -1, 1, 1, 3)
+    return torch.nn.functional.grid_sample(_volume(lattice).to(q), grid, align_corners=True)[0, :, :, 0, 0].T
 
 
 def cells(q: Tensor, frequency: float, jitter: float) -> Tensor:
@@ -110,7 +123,7 @@ def cells(q: Tensor, frequency: float, jitter: float) -> Tensor:
     corner = torch.floor(p)[:, None] + shifts
     index = (corner % LATTICE).long()
     flat = (index[..., 0] * LATTICE + index[..., 1]) * LATTICE + index[..., 2]
-    random = _volume()[0, :, :-1, :-1, :-1].reshape(3, -1).T.contiguous().to(q)[flat]
+    random = _volume(LATTICE)[0, :, :-1, :-1, :-1].reshape(3, -1).T.contiguous().to(q)[flat]
     distance = (corner + 0.5 + jitter * (random - 0.5) - p[:, None]).norm(dim=-1)
     nearest, which = distance.topk(2, dim=1, largest=False)
     value = random[..., 0].gather(1, which[:, :1])
@@ -133,7 +146,7 @@ def _masonry(across: Tensor, up: Tensor, width: float, height: float, running_bo
     x, y = (along - column) * width, up - row * height
     edge = torch.minimum(torch.minimum(x, width - x), torch.minimum(y, height - y))
     middle = torch.sqrt((x - width / 2) ** 2 + (y - height / 2) ** 2)
-    value = _volume().to(across)[0, 0, (column % LATTICE).long(), (row % LATTICE).long(), 3]
+    value = _volume(LATTICE).to(across)[0, 0, (column % LATTICE).long(), (row % LATTICE).long(), 3]
     return torch.stack((edge, middle, value), dim=1)
 
 
@@ -142,15 +155,15 @@ def _circle(turns: Tensor) -> Tensor:
 
 
 @cache
-def _volume() -> Tensor:
+def _volume(lattice: int) -> Tensor:
     """(1, 3, L+1, L+1, L+1) random values that wrap round."""
-    volume = torch.rand(1, 3, LATTICE, LATTICE, LATTICE, generator=torch.Generator().manual_seed(NOISE_SEED))
+    volume = torch.rand(1, 3, lattice, lattice, lattice, generator=torch.Generator().manual_seed(NOISE_SEED))
     for axis in (2, 3, 4):
         volume = torch.cat((volume, volume.narrow(axis, 0, 1)), dim=axis)
     return volume
 
 
-CHANNELS = 55
+CHANNELS = 70
 # Middle and half width of each channel's range, by which they are brought to about -1..1.
 _NOISE, _WAVE, _VORONOI = (0.5, 0.4), (0.0, 1.0), ((0.5, 0.3), (0.25, 0.25), (0.5, 0.4))
 _RANGES = (
@@ -159,4 +172,5 @@ _RANGES = (
     (0.06, 0.06), _NOISE, (0.12, 0.12), _NOISE,  # squares, boards
     *(_WAVE,) * 8, (0.5, 0.5), (0.5, 0.5), *(_WAVE,) * 8,
     (0.7, 0.3), (0.5, 0.5), (0.5, 0.5),  # weave, knit
+    *(_NOISE,) * 12, *_VORONOI,
 )  # fmt: skip

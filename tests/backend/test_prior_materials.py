@@ -55,7 +55,7 @@ def test_voronoi_distances_match_brute_force():
     nearest, gap, _ = procedural.cells(q, 2.5, jitter=0.8).T
     cells = torch.cartesian_prod(*[torch.arange(-17.0, 18.0)] * 3)
     index = (cells % procedural.LATTICE).long()
-    random = procedural._volume()[0, :, index[:, 0], index[:, 1], index[:, 2]].T
+    random = procedural._volume(procedural.LATTICE)[0, :, index[:, 0], index[:, 1], index[:, 2]].T
     distance = torch.cdist(q * 2.5, cells + 0.5 + 0.8 * (random - 0.5)).topk(2, largest=False).values
     assert torch.allclose(nearest, distance[:, 0], atol=1e-4)
     assert torch.allclose(gap, distance[:, 1] - distance[:, 0], atol=1e-4)
@@ -98,6 +98,35 @@ def test_materials_are_what_their_names_say():
     rusty = made("iron", None, "rusty")
     assert (rusty.metallic > 0.7).float().mean() > 0.2 and (rusty.metallic < 0.3).float().mean() > 0.2
     assert (made("brick").normal - normal).norm(dim=1).max() > 0.2
+
+
+def test_what_covers_a_material_leaves_its_pattern_between_the_patches():
+    """Mossy cobbles are cobbles with moss on them, and dirty bricks have joints."""
+    q, normal = points()
+    textures = instances.textures_round(q, normal)
+    mossy = instances.draw(materials.Prompt("cobblestone", None, "mossy"), torch.Generator().manual_seed(2))
+    color, metallic, roughness = instances.components(mossy, textures[0])
+    bare_color, _, bare_roughness = instances.components(replace(mossy, layer=None), textures[0])
+    cover = patterns.patches(textures[0]).weight
+    free, covered = cover == 0, cover == 1
+    assert 0.2 < free.float().mean() < 0.8 and 0.2 < covered.float().mean() < 0.8
+    assert torch.equal(color[free], bare_color[free]) and torch.equal(roughness[free], bare_roughness[free])
+    assert color[free].std(0).min() > 0.1, "stones and joints"
+    assert (color[covered, 1] > color[covered, 0]).all(), "moss is green"
+    assert torch.allclose(roughness[covered], torch.tensor(mossy.layer.roughness)) and not metallic.any()
+    higher = instances.relief(mossy, textures[0]) - instances.relief(replace(mossy, layer=None), textures[0])
+    assert higher[covered].min() > 0 and not higher[free].any()
+
+
+def test_fine_noise_shows_no_repetition_along_the_axes():
+    """An object is two units wide: what repeats on it, at the same height, would be seen."""
+    q, normal = points()
+    here = procedural.evaluate(q, normal)
+    for shift in (*torch.eye(3), *(2 * torch.eye(3) / 3)):
+        moved = procedural.evaluate(q + shift, normal)
+        for name in ("finer", "finest"):
+            a, b = getattr(here, name)[:, 0], getattr(moved, name)[:, 0]
+            assert torch.corrcoef(torch.stack((a, b)))[0, 1].abs() < 0.2, name
 
 
 def test_held_out_prompts_are_never_drawn():

@@ -37,7 +37,7 @@ def random_points(count: int, generator: torch.Generator) -> procedural.Procedur
 
 
 def batch(generator: torch.Generator, often: tuple[str, ...] = ()) -> tuple[Tensor, Tensor, Tensor]:
-    """Textures (P, N, 55), word numbers (P, 4) and wanted values (P, N, 6)."""
+    """Textures (P, N, C), word numbers (P, 4) and wanted values (P, N, 6)."""
     textures = random_points(PROMPTS * POINTS, generator)
     stacked = textures.stacked().view(PROMPTS, POINTS, -1)
     numbers, wanted = [], []
