@@ -25,6 +25,7 @@ from addon.protocol import JobFolder, TextureRequest
 
 from .. import material, optimisation, texturing
 from ..box_unwrap import box_unwrap
+from ..diffusion import built_in
 from ..diffusion.built_in import BuiltInPrior
 from ..frames import mikktspace_tangents
 from ..maps import read_map
@@ -177,6 +178,12 @@ def summary(rows: list[dict[str, object]]) -> dict[str, float]:
     }
 
 
+def with_row(rows: list[dict], row: dict) -> list[dict]:
+    """The rows with this one, in the place of that of the same pair where there is one."""
+    mine = [(each["shape"], each["prompt"]) == (row["shape"], row["prompt"]) for each in rows]
+    return [row if same else each for each, same in zip(rows, mine, strict=True)] if any(mine) else [*rows, row]
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("evaluate prior", description=__doc__.partition("\n")[0])
     parser.add_argument("--json", type=Path, required=True)
@@ -191,7 +198,8 @@ def main(arguments: list[str]) -> int:
     results = json.loads(options.json.read_text("utf-8")) if options.json.exists() else {"rows": []}
     for path in options.merge:
         results["rows"] += json.loads(path.read_text("utf-8"))["rows"]
-    done = {(row["shape"], row["prompt"]) for row in results["rows"]}
+    weights = built_in.checksum()  # rows of others are made again
+    done = {(row["shape"], row["prompt"]) for row in results["rows"] if row.get("weights") == weights}
     shelf = ModelShelf()
     kinds = shapes.HELD_OUT_KINDS
     # Neighbouring prompts get different shapes; a second round pairs them otherwise.
@@ -209,16 +217,18 @@ def main(arguments: list[str]) -> int:
             folder.mkdir(parents=True, exist_ok=True)
             began = time.monotonic()
             job = texture(folder, kind, prompt, options.quality, 0, shelf, options.second_stage)
-            row = {"shape": kind, "prompt": prompt, "seconds": round(time.monotonic() - began, 1), **judge(job, prompt)}
+            seconds = round(time.monotonic() - began, 1)
+            row = {"shape": kind, "prompt": prompt, "weights": weights, "seconds": seconds, **judge(job, prompt)}
             if prompt in prompts:
                 if kind not in retrievers:
                     retrievers[kind] = patterned.Retriever.of(prompts, load_job_mesh(job.mesh))
                 row["detail_db"] = detail_db(job, shelf.get(protocol.BUILT_IN_MODEL, torch.device("cpu")))
                 row["pattern_rank"] = retrievers[kind].rank(patterned.patches_of_job(job), prompt)
-        results["rows"].append({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
+        row = {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
+        results["rows"] = with_row(results["rows"], row)
         results["summary"] = summary(results["rows"])
         protocol.write_beside(options.json, json.dumps(results, indent=1).encode())
-        print(json.dumps(results["rows"][-1]), flush=True)
+        print(json.dumps(row), flush=True)
     results["summary"] = summary(results["rows"])
     protocol.write_beside(options.json, json.dumps(results, indent=1).encode())
     print(json.dumps(results["summary"], indent=1))
