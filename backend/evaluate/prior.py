@@ -197,7 +197,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     results = json.loads(options.json.read_text("utf-8")) if options.json.exists() else {"rows": []}
     for path in options.merge:
-        results["rows"] += json.loads(path.read_text("utf-8"))["rows"]
+        for row in json.loads(path.read_text("utf-8"))["rows"]:
+            results["rows"] = with_row(results["rows"], row)
     weights = built_in.checksum()  # rows of others are made again
     done = {(row["shape"], row["prompt"]) for row in results["rows"] if row.get("weights") == weights}
     shelf = ModelShelf()

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from . import patterns, procedural
 from .materials import (
-    BARE_STEEL,
     COLOURS,
+    COVERINGS,
     FAMILY_WORDS,
     FINISHES,
-    LAYERS,
     MATERIALS,
     Component,
     Prompt,
@@ -42,7 +41,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class Layer:
-    """What covers parts of a material (rust, moss, dirt) or, where it is chipped off, lies below: colour (3,)."""
+    """One draw of a Covering: colour (3,), roughness and metallic, and how it lies on the material."""
 
     colour: Tensor
     roughness: float
@@ -100,10 +99,9 @@ def draw(prompt: Prompt, generator: torch.Generator) -> Instance:
         first_roughness = uniform(low, high)
         if material.second is None or prompt.finish in ("polished", "glossy", "satin", "matte", "wet"):
             second_roughness = first_roughness if material.second is None else max(second_roughness, first_roughness)
-    if prompt.finish in LAYERS:
-        part = LAYERS[prompt.finish]
-        bare = part is BARE_STEEL
-        layer = Layer(*pick(part), part.metallic, 0.0 if bare else 1.0, -0.15 if bare else 0.15)
+    if prompt.finish in COVERINGS:
+        covering = COVERINGS[prompt.finish]
+        layer = Layer(*pick(covering.part), covering.part.metallic, covering.mottling, covering.relief)
     if prompt.finish == "painted":
         pattern, relief, variation = material.pattern, material.relief, 0.03
         first_metallic = second_metallic = 0.0

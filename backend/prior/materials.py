@@ -238,8 +238,24 @@ VERDIGRIS = _part("5A9A86 4E8A7C 6AAA94", (0.75, 0.92))
 MOSS = _part("4E6A22 3E5A1C", (0.88, 0.97))
 DIRT = _part("4A3C2C 3E3224", (0.85, 0.95))
 BARE_STEEL = _part("A8AAAC 9C9E9F", (0.25, 0.4), 1.0)
-# finish -> what covers the material in patches, or shows where it is chipped off
-LAYERS = {"rusty": RUST, "oxidised": VERDIGRIS, "mossy": MOSS, "dirty": DIRT, "chipped": BARE_STEEL}
+
+
+@dataclass(frozen=True)
+class Covering:
+    """What a finish lays over parts of a material or, with a relief below 0, bares where it is chipped off."""
+
+    part: Component
+    mottling: float = 1.0  # change of lightness within it
+    relief: float = 0.15
+
+
+COVERINGS = {
+    "rusty": Covering(RUST),
+    "oxidised": Covering(VERDIGRIS),
+    "mossy": Covering(MOSS),
+    "dirty": Covering(DIRT),
+    "chipped": Covering(BARE_STEEL, mottling=0.0, relief=-0.15),
+}
 
 
 @dataclass(frozen=True)

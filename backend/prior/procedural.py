@@ -102,7 +102,7 @@ def evaluate(q: Tensor, normal: Tensor) -> Procedural:
         finest=noise(q @ turn.T, 24.0, FINE_LATTICE),
         hairs=noise(q, (20.0, 20.0, 2.5), FINE_LATTICE),
         brushing=noise(q, (1.2, 1.2, 28.0), FINE_LATTICE),
-        tiny_cells=cells(q, 18.0, jitter=0.9),
+        tiny_cells=cells(q @ turn, 18.0, jitter=0.9, lattice=FINE_LATTICE),
     )
 
 
@@ -116,14 +116,14 @@ def noise(q: Tensor, frequency: float | tuple[float, float, float], lattice: int
     return torch.nn.functional.grid_sample(_volume(lattice).to(q), grid, align_corners=True)[0, :, :, 0, 0].T
 
 
-def cells(q: Tensor, frequency: float, jitter: float) -> Tensor:
+def cells(q: Tensor, frequency: float, jitter: float, lattice: int = LATTICE) -> Tensor:
     """Voronoi (N, 3): distance to the nearest point, gap to the second nearest (in cells), a value per cell."""
     p = q * frequency
     shifts = torch.cartesian_prod(*[torch.arange(-1.0, 2.0)] * 3).to(q)
     corner = torch.floor(p)[:, None] + shifts
-    index = (corner % LATTICE).long()
-    flat = (index[..., 0] * LATTICE + index[..., 1]) * LATTICE + index[..., 2]
-    random = _volume(LATTICE)[0, :, :-1, :-1, :-1].reshape(3, -1).T.contiguous().to(q)[flat]
+    index = (corner % lattice).long()
+    flat = (index[..., 0] * lattice + index[..., 1]) * lattice + index[..., 2]
+    random = _volume(lattice)[0, :, :-1, :-1, :-1].reshape(3, -1).T.contiguous().to(q)[flat]
     distance = (corner + 0.5 + jitter * (random - 0.5) - p[:, None]).norm(dim=-1)
     nearest, which = distance.topk(2, dim=1, largest=False)
     value = random[..., 0].gather(1, which[:, :1])

@@ -118,15 +118,17 @@ def test_what_covers_a_material_leaves_its_pattern_between_the_patches():
     assert higher[covered].min() > 0 and not higher[free].any()
 
 
-def test_fine_noise_shows_no_repetition_along_the_axes():
-    """An object is two units wide: what repeats on it, at the same height, would be seen."""
+def test_fine_textures_show_no_repetition_along_the_axes():
+    """An object is two units wide: what repeats on it would be seen. The shifts are what the lattices would repeat at
+    if they lay along the axes."""
     q, normal = points()
     here = procedural.evaluate(q, normal)
-    for shift in (*torch.eye(3), *(2 * torch.eye(3) / 3)):
-        moved = procedural.evaluate(q + shift, normal)
-        for name in ("finer", "finest"):
-            a, b = getattr(here, name)[:, 0], getattr(moved, name)[:, 0]
-            assert torch.corrcoef(torch.stack((a, b)))[0, 1].abs() < 0.2, name
+    for length in (2 / 3, 4 / 3, 8 / 9, 16 / 9):
+        for shift in length * torch.eye(3):
+            moved = procedural.evaluate(q + shift, normal)
+            for name, channel in (("finer", 0), ("finest", 0), ("tiny_cells", 2)):
+                pair = torch.stack([getattr(each, name)[:, channel] for each in (here, moved)])
+                assert torch.corrcoef(pair)[0, 1].abs() < 0.2, (name, length)
 
 
 def test_held_out_prompts_are_never_drawn():
